@@ -1,0 +1,5 @@
+"""``python -m loadgen``: the command ``loadgen``."""
+
+from loadgen.cli import main
+
+main()

@@ -1,0 +1,46 @@
+"""The bundled server in a process of its own, for runs that name no target."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator
+
+from loadgen import children
+from nbnet import serve
+from nbnet.notation import Target, parse_target
+
+
+class EmbeddedServerError(RuntimeError):
+    """The bundled server did not start; why stands on stderr."""
+
+
+@contextlib.contextmanager
+def embedded_server() -> Iterator[Target]:
+    """Start the bundled server on a free port of 127.0.0.1; stop it at the end.
+
+    Raises:
+        EmbeddedServerError: it did not start.
+    """
+    child = children.start("loadgen.embedded")
+    try:
+        assert child.stdout is not None
+        line = child.stdout.readline().decode()
+        if not line:
+            raise EmbeddedServerError("the bundled server did not start")
+        yield parse_target(line.strip())
+    finally:
+        child.terminate()
+        children.reap(child)
+
+
+def main() -> None:
+    """The child: serve until told to stop, the address on the first line of output."""
+    children.die_with_parent()
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="server: %(message)s")
+    serve(port=0, on_listening=lambda address: print(address, flush=True))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""What a run is to do, validated before anything is connected."""
+
+from __future__ import annotations
+
+import resource
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from nbnet.framing import MAX_PAYLOAD
+from nbnet.notation import Target
+
+SPARE_FDS: Final = 32
+"""Descriptors that a process needs besides its connections (libraries, pipes,
+the poller), with room to spare."""
+
+
+class PlanError(ValueError):
+    """The plan makes no sense, or this machine cannot run it; the message says which."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One run. Times in seconds.
+
+    Attributes:
+        connections: connections to open and hold.
+        duration: how long requests are sent, counted from when all connect
+            attempts have ended.
+        payload: what each request carries, 1 to 99,999 bytes.
+        connect_timeout: how long all connecting may take together.
+        grace: how long replies may arrive after the last request was sent.
+
+    Raises:
+        PlanError: a value makes no sense.
+
+    >>> Plan(connections=10, duration=1.5).payload
+    b'abc'
+    """
+
+    connections: int = 50
+    duration: float = 10.0
+    payload: bytes = b"abc"
+    connect_timeout: float = 10.0
+    grace: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.connections < 1:
+            raise PlanError(f"{self.connections} connections: at least 1 is needed")
+        if not self.duration > 0:
+            raise PlanError(f"a duration of {self.duration:g} s: more than 0 is needed")
+        if not 1 <= len(self.payload) <= MAX_PAYLOAD:
+            raise PlanError(
+                f"a payload of {len(self.payload)} bytes: a request holds 1 to {MAX_PAYLOAD:,}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A target after name resolution, ready for ``socket``."""
+
+    family: int
+    sockaddr: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What one engine is to do."""
+
+    plan: Plan
+    address: Address
+
+
+def resolve(target: Target) -> Address:
+    """Look a target up; of several addresses, the first that a connection can be made to.
+
+    ``localhost`` often means ``::1`` first, where a server bound to 127.0.0.1
+    does not listen. A single address is not tried.
+
+    Raises:
+        OSError: the host is unknown.
+    """
+    found = [
+        Address(family, sockaddr)
+        for family, _, _, _, sockaddr in socket.getaddrinfo(
+            target.host, target.port, type=socket.SOCK_STREAM
+        )
+    ]
+    for address in found if len(found) > 1 else ():
+        with socket.socket(address.family) as probe:
+            probe.settimeout(1.0)
+            if probe.connect_ex(address.sockaddr) == 0:
+                return address
+    return found[0]
+
+
+def raise_fd_limit() -> int:
+    """Raise this process's soft limit of descriptors to the hard one; give it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+def check_machine(plan: Plan) -> None:
+    """Refuse a plan with more connections than this machine can hold.
+
+    Raises:
+        PlanError: with the number that would work.
+    """
+    descriptors = raise_fd_limit() - SPARE_FDS
+    if plan.connections > descriptors:
+        raise PlanError(
+            f"{plan.connections} connections are more than the limit of open files allows here: "
+            f"at most {descriptors} (ulimit -Hn)"
+        )
+    ports = local_ports()
+    if plan.connections > ports:
+        raise PlanError(
+            f"{plan.connections} connections are more than there are local ports to one address: "
+            f"at most {ports} (net.ipv4.ip_local_port_range)"
+        )
+
+
+def local_ports() -> int:
+    """How many local ports the kernel gives out to connections."""
+    first, last = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+    return int(last) - int(first) + 1

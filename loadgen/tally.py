@@ -1,0 +1,169 @@
+"""What was counted: snapshots of engines, and their sum over a run.
+
+An engine reports what it counted since its last report. Such differences may be
+added in any order and over any number of engines, and the sum is exact.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import Counter
+from dataclasses import dataclass, field, fields
+from typing import Final
+
+from loadgen.histogram import Histogram
+
+MISMATCHES_KEPT: Final = 10
+"""Wrong replies that are kept with their bytes; the others are only counted."""
+
+
+class Phase(enum.Enum):
+    """What an engine is doing."""
+
+    CONNECTING = "connecting"
+    MEASURING = "measuring"
+    DRAINING = "draining"
+    """The time is over; replies still on their way are awaited."""
+    DONE = "done"
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """A reply that was not the expected one, with frames as on the wire.
+
+    ``got`` ends where the reply first differed and what had arrived with it.
+    """
+
+    connection: int
+    sent: bytes
+    expected: bytes
+    got: bytes
+
+
+@dataclass(slots=True, kw_only=True)
+class Counts:
+    """Everything that is counted; the sum of two is the sum of each field.
+
+    Attributes:
+        held: connections made.
+        failed_to_connect: connections that could not be made.
+        lost: connections that ended before the run did.
+        sent: requests sent.
+        verified: replies that were right; ``on_time`` of them came before the
+            measured time was over.
+        wrong: replies that were not.
+        failed: requests whose connection ended before the reply.
+        timed_out: requests without a reply when the run had to end.
+        sent_bytes, received_bytes: of requests sent and replies verified, with
+            their headers.
+        errors: what ended connections, or kept them from being made, by kind.
+        latency, connect: bucket counts of a ``Histogram``.
+        cpu_seconds: the engine's own processor time while measuring.
+    """
+
+    held: int = 0
+    failed_to_connect: int = 0
+    lost: int = 0
+    sent: int = 0
+    verified: int = 0
+    on_time: int = 0
+    wrong: int = 0
+    failed: int = 0
+    timed_out: int = 0
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    latency: Counter[int] = field(default_factory=Counter)
+    connect: Counter[int] = field(default_factory=Counter)
+    cpu_seconds: float = 0.0
+
+    def add(self, other: Counts) -> None:
+        """Add the counts of ``other`` to these."""
+        for each in fields(Counts):
+            mine, theirs = getattr(self, each.name), getattr(other, each.name)
+            if isinstance(mine, Counter):
+                mine.update(theirs)
+            else:
+                setattr(self, each.name, mine + theirs)
+
+
+@dataclass(slots=True, kw_only=True)
+class Snapshot:
+    """What one engine counted since its snapshot before this one.
+
+    Attributes:
+        phase: what the engine was doing.
+        elapsed: seconds measured so far.
+        counts: the differences.
+        mismatches: the wrong replies among them, the first few.
+    """
+
+    phase: Phase
+    elapsed: float
+    counts: Counts
+    mismatches: list[Mismatch] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """One stretch of the series: what was counted from ``start`` on, in seconds measured."""
+
+    start: float
+    counts: Counts
+
+
+class Tally:
+    """The sum of all snapshots of a run.
+
+    Attributes:
+        counts: everything counted.
+        mismatches: the first wrong replies.
+        elapsed: seconds measured, the longest of all engines.
+        series: a sum for each second measured, in order.
+
+    >>> tally = Tally()
+    >>> counts = Counts(sent=2, verified=1)
+    >>> tally.add(Snapshot(phase=Phase.MEASURING, elapsed=0.25, counts=counts))
+    >>> tally.add(Snapshot(phase=Phase.DONE, elapsed=1.5, counts=counts))
+    >>> tally.counts.sent, [interval.start for interval in tally.series]
+    (4, [0.0, 1.0])
+    """
+
+    def __init__(self) -> None:
+        self.counts = Counts()
+        self.mismatches: list[Mismatch] = []
+        self.elapsed = 0.0
+        self.phase = Phase.CONNECTING
+        self._seconds: dict[int, Counts] = {}
+
+    def add(self, snapshot: Snapshot) -> None:
+        """Add one snapshot, of any engine."""
+        self.counts.add(snapshot.counts)
+        self.elapsed = max(self.elapsed, snapshot.elapsed)
+        self.phase = snapshot.phase
+        room = MISMATCHES_KEPT - len(self.mismatches)
+        self.mismatches += snapshot.mismatches[:room]
+        if snapshot.phase is not Phase.CONNECTING:
+            # A snapshot speaks of the time before it, hence the step back.
+            second = max(0, int(snapshot.elapsed - 1e-3))
+            self._seconds.setdefault(second, Counts()).add(snapshot.counts)
+
+    @property
+    def series(self) -> list[Interval]:
+        """The counts of each second measured."""
+        return [Interval(float(second), self._seconds[second]) for second in sorted(self._seconds)]
+
+    @property
+    def latency(self) -> Histogram:
+        """All latencies, in nanoseconds."""
+        return Histogram(self.counts.latency)
+
+    @property
+    def connect(self) -> Histogram:
+        """How long connections took to make, in nanoseconds."""
+        return Histogram(self.counts.connect)
+
+    @property
+    def rate(self) -> float:
+        """Verified replies a second of the measured time; 0 before there is any."""
+        return self.counts.on_time / self.elapsed if self.elapsed else 0.0

@@ -1,0 +1,270 @@
+"""The wire protocol: how messages are cut out of a stream of bytes. No I/O.
+
+A message, request or reply, is a header of five ASCII digits that give the
+length of the payload, then exactly that many bytes of payload::
+
+    message = *(CR LF) header payload
+    header  = 5("0" to "9")            ; decimal, zero-padded
+
+    00003abc   a payload of three bytes
+
+Rules kept here, by both ends:
+
+* a payload has at most 99,999 bytes; a reply may be empty (``00000``), a
+  request may not;
+* the header is checked byte by byte: ``+0003``, ``" 0003"`` and ``0_003`` are
+  errors although ``int()`` would take them, and the first byte that cannot be
+  part of a header is reported without waiting for the rest;
+* CR LF before a header is skipped, since a telnet user presses Enter;
+* after an error nothing more can be read: there is no way back into step;
+* what a decoder answers does not depend on how the stream was cut into reads.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from io import BytesIO
+from typing import Final
+
+HEADER_SIZE: Final = 5
+"""Bytes in a header."""
+
+MAX_PAYLOAD: Final = 99_999
+"""Bytes in the longest payload that five digits can announce."""
+
+# Formatting and parsing a header cost more than looking it up, and nearly all
+# frames are short: the table covers these, and everything else is computed.
+_TABLE_SIZE: Final = 4096
+_HEADERS: Final = tuple(b"%05d" % size for size in range(_TABLE_SIZE))
+
+
+class FrameError(ValueError):
+    """The bytes of a stream are no frames.
+
+    Attributes:
+        reason: what was wrong, in words, without the position.
+        offset: the position of the offending byte, counted from 0 at the
+            start of the stream.
+
+    >>> str(FrameError("expected a digit, got b'+'", 8))
+    "expected a digit, got b'+' at byte 8"
+    """
+
+    def __init__(self, reason: str, offset: int) -> None:
+        super().__init__(reason, offset)
+        self.reason = reason
+        self.offset = offset
+
+    def __str__(self) -> str:
+        return f"{self.reason} at byte {self.offset}"
+
+
+def encode_frame(payload: bytes | bytearray | memoryview) -> bytes:
+    """Put a header before a payload of 0 to 99,999 bytes.
+
+    An empty payload is a legal reply; a client must not send one.
+
+    Raises:
+        ValueError: the payload is longer than 99,999 bytes.
+        TypeError: the payload is no bytes.
+
+    >>> encode_frame(b"abc")
+    b'00003abc'
+    """
+    if type(payload) is not bytes:
+        # The length of another buffer type need not be its size in bytes (a
+        # memoryview of integers), so only a copy is safe to count.
+        if not isinstance(payload, bytes | bytearray | memoryview):
+            raise TypeError(f"a payload is bytes, not {type(payload).__name__}")
+        payload = bytes(payload)
+    size = len(payload)
+    if size < _TABLE_SIZE:
+        return _HEADERS[size] + payload
+    if size > MAX_PAYLOAD:
+        raise ValueError(f"a payload of {size} bytes is over the {MAX_PAYLOAD} that a frame holds")
+    return b"%05d%b" % (size, payload)
+
+
+def encode_frames(payloads: Sequence[bytes]) -> bytes:
+    """Encode payloads one after the other, as ``encode_frame`` does each.
+
+    Raises:
+        ValueError: a payload is longer than 99,999 bytes.
+        TypeError: a payload is no bytes.
+
+    >>> encode_frames([b"abc", b""])
+    b'00003abc00000'
+    """
+    if set(map(type, payloads)) == {bytes}:
+        parts: list[bytes] = [b""] * (2 * len(payloads))
+        parts[1::2] = payloads
+        try:
+            # Every step of this runs inside the interpreter's C loops.
+            parts[::2] = map(_HEADERS.__getitem__, map(len, payloads))
+            return b"".join(parts)
+        except IndexError:  # longer than the table
+            pass
+    return b"".join(map(encode_frame, payloads))
+
+
+@functools.cache
+def _length_table(min_payload: int, max_payload: int) -> dict[bytes, int]:
+    """The lengths of the short headers that a decoder with these limits takes."""
+    stop = min(max_payload + 1, _TABLE_SIZE)
+    return {_HEADERS[size]: size for size in range(min_payload, stop)}
+
+
+class FrameDecoder:
+    """Cuts a stream into payloads, whatever pieces the stream arrives in.
+
+    ``feed`` it every read; it gives the payloads that this read completes.
+    When the stream turns out to be no frames, ``feed`` still gives the payloads
+    before the fault and sets ``error``; a further ``feed`` raises it.
+
+    Args:
+        min_payload: bytes in the shortest payload: 1 for requests (the
+            default), 0 for replies.
+        max_payload: bytes in the longest payload taken, up to 99,999.
+
+    Raises:
+        ValueError: a limit is outside of 0 to 99,999.
+
+    >>> decoder = FrameDecoder()
+    >>> decoder.feed(b"00003abc00005he")
+    [b'abc']
+    >>> decoder.feed(b"llo+0003xyz")
+    [b'hello']
+    >>> decoder.error
+    FrameError("expected a digit of a length, got b'+'", 18)
+    """
+
+    __slots__ = ("_held", "_lengths", "_max", "_min", "_need", "_offset", "error")
+
+    def __init__(self, *, min_payload: int = 1, max_payload: int = MAX_PAYLOAD) -> None:
+        if not 0 <= min_payload <= max_payload <= MAX_PAYLOAD:
+            raise ValueError(
+                f"limits of {min_payload} to {max_payload} bytes are not within 0 to {MAX_PAYLOAD}"
+            )
+        self._lengths = _length_table(min_payload, max_payload)
+        self._min = min_payload
+        self._max = max_payload
+        self._offset = 0  # where in the stream the next byte to decode stands
+        self._held: bytearray | None = None  # a frame begun; None between frames
+        self._need = 0  # how many bytes must be held before decoding can go on
+        self.error: FrameError | None = None
+
+    @property
+    def unfinished(self) -> int:
+        """Bytes held of a frame that is not whole yet."""
+        return 0 if self._held is None else len(self._held)
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Take the next bytes of the stream; give the payloads now complete.
+
+        Raises:
+            FrameError: the stream was already found to be broken.
+        """
+        if self._held is None:
+            return self._decode(data)
+        if self.error is not None:
+            raise self.error
+        self._held += data
+        if len(self._held) < self._need:
+            return []
+        data = bytes(self._held)
+        self._held = None
+        return self._decode(data)
+
+    def feed_one(self, data: bytes) -> bytes | None:
+        """The payload, if ``data`` is one whole short frame with nothing before it.
+
+        A peer that waits for each reply sends one frame a read, so whoever
+        serves such peers tries this first. None means that nothing was taken
+        and ``feed`` has to be called.
+        """
+        if self._held is None and self._lengths.get(data[:5]) == len(data) - 5:
+            self._offset += len(data)
+            return data[5:]
+        return None
+
+    def finish(self) -> None:
+        """Say that the stream has ended.
+
+        Raises:
+            FrameError: it was broken, or ended inside a frame.
+        """
+        if self.error is None and self._held is not None:
+            size = len(self._held)
+            self.error = FrameError(
+                f"the stream ended {size} bytes into a frame", self._offset + size
+            )
+        if self.error is not None:
+            raise self.error
+
+    def _decode(self, data: bytes) -> list[bytes]:
+        stream = BytesIO(data)  # shares the bytes; its read() is the cheapest cut there is
+        read = stream.read
+        lengths = self._lengths
+        payloads: list[bytes] = []
+        append = payloads.append
+        length = 0
+        while True:
+            try:
+                while True:
+                    header = read(HEADER_SIZE)
+                    length = lengths[header]
+                    append(read(length))
+            except KeyError:
+                pass  # the end, or a header that the table does not have
+            if length and len(payloads[-1]) < length:
+                # Only the last payload of the data can be short: it is not whole.
+                start = len(data) - HEADER_SIZE - len(payloads.pop())
+                self._hold(data, start, HEADER_SIZE + length)
+                return payloads
+            start = stream.tell() - len(header)
+            while data.startswith(b"\r\n", start):
+                start += 2
+            header = data[start : start + HEADER_SIZE]
+            try:
+                parsed = self._parse(header, start)
+            except FrameError as error:
+                self.error = error
+                self._hold(data, start, 0)
+                return payloads
+            if parsed is None:
+                if header:
+                    self._hold(data, start, len(header) + 1)
+                else:
+                    self._offset += len(data)
+                return payloads
+            length = parsed
+            stream.seek(start + HEADER_SIZE)
+            append(read(length))
+
+    def _hold(self, data: bytes, start: int, need: int) -> None:
+        """Keep what stands from ``start`` on until ``need`` bytes of it are there."""
+        self._held = bytearray(data[start:])
+        self._need = need
+        self._offset += start
+
+    def _parse(self, header: bytes, start: int) -> int | None:
+        """The length in a header that may be cut short; None when it is so far."""
+        if not header.isdigit():
+            if not header or header == b"\r":
+                return None
+            offset = self._offset + start
+            if header[:1] == b"\r":
+                raise FrameError(f"expected LF after CR, got {header[1:2]!r}", offset + 1)
+            digits = next(i for i in range(len(header)) if not header[i : i + 1].isdigit())
+            bad = header[digits : digits + 1]
+            raise FrameError(f"expected a digit of a length, got {bad!r}", offset + digits)
+        if len(header) < HEADER_SIZE:
+            return None
+        length = int(header)
+        if not self._min <= length <= self._max:
+            raise FrameError(
+                f"a length of {length} is outside of {self._min} to {self._max}",
+                self._offset + start,
+            )
+        return length

@@ -1,0 +1,103 @@
+"""How people write durations, counts and addresses. One grammar for all commands.
+
+Every parser takes text and raises ``ValueError`` with a line that names what
+was given and what would do.
+"""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+from typing import Final, NamedTuple
+
+_SECONDS: Final = {
+    "us": Decimal("1e-6"),
+    "ms": Decimal("1e-3"),
+    "s": Decimal(1),
+    "m": Decimal(60),
+    "h": Decimal(3600),
+}
+_MULTIPLES: Final = {"": 1, "k": 1_000, "M": 1_000_000}
+_NUMBER: Final = r"[0-9]+(?:\.[0-9]+)?"
+_PART: Final = re.compile(rf"({_NUMBER})(us|ms|s|m|h)")
+_DURATION: Final = re.compile(rf"(?:{_NUMBER}|(?:{_NUMBER}(?:us|ms|s|m|h))+)")
+_COUNT: Final = re.compile(rf"({_NUMBER})([kM]?)")
+
+
+def parse_duration(text: str) -> float:
+    """Seconds in ``250us``, ``500ms``, ``30s``, ``1m30s``, ``1h``; a bare number is seconds.
+
+    Raises:
+        ValueError: the text is no duration.
+
+    >>> parse_duration("1m30s"), parse_duration("250us"), parse_duration("2.5")
+    (90.0, 0.00025, 2.5)
+    """
+    if not _DURATION.fullmatch(text):
+        raise ValueError(f"{text!r} is no duration: expected one like 250us, 500ms, 30s or 1m30s")
+    parts = _PART.findall(text)
+    if not parts:
+        return float(text)
+    return float(sum(Decimal(number) * _SECONDS[unit] for number, unit in parts))
+
+
+def format_duration(seconds: float) -> str:
+    """Seconds as people say them, with three significant digits.
+
+    >>> format_duration(0.0001234), format_duration(0.05), format_duration(30)
+    ('123 us', '50.0 ms', '30.0 s')
+    """
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6), ("ns", 1e-9)):
+        value = seconds / size
+        if value >= 0.9995:  # rounds to 1.00 of this unit, not to 1000 of the next
+            decimals = 0 if value >= 99.95 else 1 if value >= 9.995 else 2
+            return f"{value:.{decimals}f} {unit}"
+    return "0 s"
+
+
+def parse_count(text: str) -> int:
+    """The whole number in ``5000``, ``5k``, ``1.5M``.
+
+    Raises:
+        ValueError: the text is no whole number.
+
+    >>> parse_count("5k"), parse_count("1.5M")
+    (5000, 1500000)
+    """
+    match = _COUNT.fullmatch(text)
+    count = Decimal(match[1]) * _MULTIPLES[match[2]] if match else None
+    if count is None or count != int(count):
+        raise ValueError(f"{text!r} is no count: expected one like 5000, 5k or 1.5M")
+    return int(count)
+
+
+class Target(NamedTuple):
+    """Where a server listens: a host (name or address) and a TCP port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        """The notation that ``parse_target`` reads."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_target(text: str) -> Target:
+    """The address in ``HOST:PORT`` or ``[IPv6]:PORT``.
+
+    Raises:
+        ValueError: the text is no such address.
+
+    >>> parse_target("localhost:6789")
+    Target(host='localhost', port=6789)
+    >>> str(parse_target("[::1]:6789"))
+    '[::1]:6789'
+    """
+    host, colon, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        colon = ""
+    if not (colon and host and re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 65536):
+        raise ValueError(f"{text!r} is no target: expected HOST:PORT or [IPv6]:PORT")
+    return Target(host, int(port))

@@ -1,0 +1,87 @@
+"""The states of a served connection and the moves between them, as data.
+
+No code but ``Connection`` moves a connection, and it moves only along
+``TRANSITIONS``: an event that the table does not list for a state is a bug and
+raises ``KeyError``. What the loop asks the poller for follows from the state
+alone (``INTEREST``).
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Final
+
+from nbnet.pollers import READ, WRITE
+
+
+class State(enum.Enum):
+    """What a connection is doing."""
+
+    READING = "reading"
+    """Requests are read and answered; every reply so far went to the kernel."""
+    WRITING = "writing"
+    """The kernel refused part of the replies; requests are still read."""
+    PAUSED = "paused"
+    """So many replies wait for the peer that no request is read."""
+    FLUSHING = "flushing"
+    """No request will be read again; the replies earned are being sent."""
+    LINGERING = "lingering"
+    """All is sent and the write side shut; input is thrown away until the peer
+    closes, because closing with unread input would cut off what it has not
+    read yet (the kernel sends RST and drops the queue)."""
+    CLOSED = "closed"
+    """Nothing more happens; the socket is closed after the batch of events."""
+
+
+class Event(enum.Enum):
+    """What happens to a connection."""
+
+    BLOCKED = "blocked"
+    """The kernel took only part of the replies."""
+    HIGH = "high"
+    """The replies waiting went over the high-water mark."""
+    LOW = "low"
+    """The replies waiting fell under the low-water mark."""
+    FLUSHED = "flushed"
+    """The last waiting reply went to the kernel."""
+    FAULT = "fault"
+    """The peer broke the protocol, or the handler failed on a request."""
+    EOF = "eof"
+    """The peer will send no more."""
+    STOP = "stop"
+    """The server is stopping."""
+    LOST = "lost"
+    """The connection was reset, or a deadline passed."""
+
+
+TRANSITIONS: Final[dict[tuple[State, Event], State]] = {
+    (State.READING, Event.BLOCKED): State.WRITING,
+    (State.READING, Event.FAULT): State.FLUSHING,
+    (State.READING, Event.EOF): State.CLOSED,
+    (State.READING, Event.STOP): State.CLOSED,
+    (State.READING, Event.LOST): State.CLOSED,
+    (State.WRITING, Event.HIGH): State.PAUSED,
+    (State.WRITING, Event.FLUSHED): State.READING,
+    (State.WRITING, Event.FAULT): State.FLUSHING,
+    (State.WRITING, Event.EOF): State.FLUSHING,
+    (State.WRITING, Event.STOP): State.FLUSHING,
+    (State.WRITING, Event.LOST): State.CLOSED,
+    (State.PAUSED, Event.LOW): State.WRITING,
+    (State.PAUSED, Event.STOP): State.FLUSHING,
+    (State.PAUSED, Event.LOST): State.CLOSED,
+    (State.FLUSHING, Event.FLUSHED): State.LINGERING,
+    (State.FLUSHING, Event.LOST): State.CLOSED,
+    (State.LINGERING, Event.EOF): State.CLOSED,
+    (State.LINGERING, Event.LOST): State.CLOSED,
+}
+"""The state that follows on an event; a pair that is missing cannot happen."""
+
+INTEREST: Final[dict[State, int]] = {
+    State.READING: READ,
+    State.WRITING: READ | WRITE,
+    State.PAUSED: WRITE,
+    State.FLUSHING: WRITE,
+    State.LINGERING: READ,
+    State.CLOSED: 0,
+}
+"""The poller events that each state waits for."""
