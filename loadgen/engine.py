@@ -164,8 +164,9 @@ class Engine:
         while (asked < plan.connections or begun) and not self._stopped:
             while asked < plan.connections and len(begun) < CONNECTING_AT_ONCE:
                 asked += 1
+                begun_at = clock()
                 try:
-                    connection = _Connection(self._dial(), asked, clock())
+                    connection = _Connection(self._dial(), asked, begun_at)
                 except OSError as error:
                     self._fail_to_connect(error.errno)
                     continue
@@ -183,12 +184,12 @@ class Engine:
                     self._finish_connecting(begun.pop(fd))
                 else:
                     self._handle(fd, READ)
+            self._close_ended()
         for connection in begun.values():
-            self._fail_to_connect(errno.ETIMEDOUT)
             self._close(connection)
         if not self._stopped:
-            # Not even begun within the time that all of them had.
-            for _ in range(plan.connections - asked):
+            # Not made, or not even begun, within the time that all of them had.
+            for _ in range(len(begun) + plan.connections - asked):
                 self._fail_to_connect(errno.ETIMEDOUT)
 
     def _finish_connecting(self, connection: _Connection) -> None:
@@ -229,6 +230,7 @@ class Engine:
             each.in_flight = True
             each.sent_at = clock()
             self._send(each, frame)
+        self._close_ended()
         while self._connections and not self._stopped:
             now = clock()
             if now >= end:
@@ -353,8 +355,11 @@ class Engine:
 
     def _reject(self, connection: _Connection, expected: bytes, got: bytes) -> None:
         """Count a wrong reply and give up its connection, which is out of step."""
-        self._counts.wrong += 1
-        self._counts.errors["wrong reply"] += 1
+        if connection.in_flight:
+            self._counts.wrong += 1
+            self._counts.errors["wrong reply"] += 1
+        else:
+            self._counts.errors["reply without a request"] += 1
         if self._mismatches_kept < MISMATCHES_KEPT:
             self._mismatches_kept += 1
             self._mismatches.append(Mismatch(connection.number, self._message.frame, expected, got))

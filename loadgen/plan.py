@@ -81,12 +81,11 @@ def resolve(target: Target) -> Address:
     Raises:
         OSError: the host is unknown.
     """
-    found = [
-        Address(family, sockaddr)
-        for family, _, _, _, sockaddr in socket.getaddrinfo(
-            target.host, target.port, type=socket.SOCK_STREAM
-        )
-    ]
+    try:
+        infos = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
+    except UnicodeError as error:  # no host name at all: an empty or too long label
+        raise socket.gaierror(socket.EAI_NONAME, "Not a host name") from error
+    found = [Address(family, sockaddr) for family, _, _, _, sockaddr in infos]
     for address in found if len(found) > 1 else ():
         with socket.socket(address.family) as probe:
             probe.settimeout(1.0)

@@ -86,5 +86,5 @@ class Workers:
         try:
             while True:
                 self._snapshots.put(pickle.load(output))
-        except EOFError:
+        except (EOFError, pickle.UnpicklingError):  # the latter: it died amid a snapshot
             self._snapshots.put(None)

@@ -60,7 +60,11 @@ class FrameError(ValueError):
         return f"{self.reason} at byte {self.offset}"
 
 
-def encode_frame(payload: bytes | bytearray | memoryview) -> bytes:
+Buffer = bytes | bytearray | memoryview
+"""What counts as bytes."""
+
+
+def encode_frame(payload: Buffer) -> bytes:
     """Put a header before a payload of 0 to 99,999 bytes.
 
     An empty payload is a legal reply; a client must not send one.
@@ -75,7 +79,7 @@ def encode_frame(payload: bytes | bytearray | memoryview) -> bytes:
     if type(payload) is not bytes:
         # The length of another buffer type need not be its size in bytes (a
         # memoryview of integers), so only a copy is safe to count.
-        if not isinstance(payload, bytes | bytearray | memoryview):
+        if not isinstance(payload, Buffer):
             raise TypeError(f"a payload is bytes, not {type(payload).__name__}")
         payload = bytes(payload)
     size = len(payload)
@@ -86,7 +90,7 @@ def encode_frame(payload: bytes | bytearray | memoryview) -> bytes:
     return b"%05d%b" % (size, payload)
 
 
-def encode_frames(payloads: Sequence[bytes]) -> bytes:
+def encode_frames(payloads: Sequence[Buffer]) -> bytes:
     """Encode payloads one after the other, as ``encode_frame`` does each.
 
     Raises:
@@ -97,7 +101,7 @@ def encode_frames(payloads: Sequence[bytes]) -> bytes:
     b'00003abc00000'
     """
     if set(map(type, payloads)) == {bytes}:
-        parts: list[bytes] = [b""] * (2 * len(payloads))
+        parts: list[Buffer] = [b""] * (2 * len(payloads))
         parts[1::2] = payloads
         try:
             # Every step of this runs inside the interpreter's C loops.

@@ -81,7 +81,6 @@ class Server:
     ...     with socket.create_connection(server.address) as peer:
     ...         peer.sendall(b"00003abc")
     ...         peer.recv(100)
-    8
     b'00003ABC'
     """
 
@@ -186,7 +185,9 @@ def serve(
         OSError: the address cannot be had.
         ValueError: this is not the main thread, where signals arrive.
 
-    >>> serve(bytes.upper, port=6789)  # doctest: +SKIP
+    Example::
+
+        serve(bytes.upper, port=6789)
     """
     with (
         open_listener(host, port) as listener,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Final
 
 from loadgen.histogram import Histogram
@@ -9,7 +10,8 @@ from loadgen.report import Run
 from nbnet.notation import format_duration as _time
 
 _PERCENTILES: Final = (50, 90, 99, 99.9, 99.99)
-_SHOWN_BYTES: Final = 40
+_WIDTH: Final = 80
+_SHOWN_BYTES: Final = 20
 """Bytes of a frame shown of a wrong reply."""
 
 
@@ -51,7 +53,7 @@ def summary(run: Run) -> str:
                 f"    expected  {_hex(mismatch.expected)}",
                 f"    got       {_hex(mismatch.got)}",
             ]
-    return "\n".join([*lines, "", run.verdict.text])
+    return "\n".join([*lines, "", *textwrap.wrap(run.verdict.text, _WIDTH)])
 
 
 def _row(name: str, *cells: tuple[int, str]) -> str:

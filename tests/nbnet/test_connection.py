@@ -1,0 +1,180 @@
+"""One connection without sockets: bytes in, replies out."""
+
+from __future__ import annotations
+
+import array
+import logging
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from nbnet.connection import Connection
+from nbnet.framing import MAX_PAYLOAD, encode_frame
+from nbnet.handlers import Handler, reverse
+from nbnet.limits import Limits
+from nbnet.states import TRANSITIONS, State
+
+
+def connection(handler: Handler = reverse, limits: Limits | None = None) -> Connection:
+    return Connection(handler, limits or Limits(), "peer")
+
+
+@given(st.lists(st.binary(min_size=1, max_size=30), min_size=1), st.integers(1, 40))
+def test_replies_come_in_order_however_requests_are_cut(payloads: list[bytes], step: int) -> None:
+    served = connection()
+    stream = b"".join(map(encode_frame, payloads))
+    replies = b"".join(
+        served.receive(stream[start : start + step]) for start in range(0, len(stream), step)
+    )
+    assert replies == b"".join(encode_frame(payload[::-1]) for payload in payloads)
+    assert served.requests == len(payloads)
+
+
+def test_an_empty_reply_is_sent_as_zero_length() -> None:
+    assert connection(lambda _: b"").receive(b"00003abc") == b"00000"
+
+
+def fail_on_bad(payload: bytes) -> bytes:
+    if payload == b"bad":
+        raise RuntimeError("handler")
+    return payload
+
+
+@pytest.mark.parametrize(
+    ("handler", "why"),
+    [
+        (fail_on_bad, "RuntimeError: handler"),
+        (lambda p: "text" if p == b"bad" else p, "a payload is bytes, not str"),
+        (lambda p: None if p == b"bad" else p, "a payload is bytes, not NoneType"),
+        (lambda p: [1, 2] if p == b"bad" else p, "a payload is bytes, not list"),
+        (lambda p: array.array("i", [1]) if p == b"bad" else p, "a payload is bytes, not array"),
+        (lambda p: bytes(MAX_PAYLOAD + 1) if p == b"bad" else p, "100000 bytes is over the 99999"),
+    ],
+)
+@pytest.mark.parametrize("before", [b"", b"00002ok", b"00002ok00001k"])
+def test_a_request_without_a_fit_reply_ends_the_connection_after_the_replies_before_it(
+    handler: Handler, why: str, before: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    served = connection(handler)
+    assert served.receive(before + b"00003bad" + before) == before
+    assert served.state is State.FLUSHING
+    assert served.requests == before.count(b"k0") + before.endswith(b"k")
+    [record] = caplog.records
+    assert record.levelno == logging.ERROR
+    assert record.exc_info is not None
+    assert why in caplog.text
+    assert "bad" not in record.getMessage()
+
+
+def test_a_single_unfit_reply_ends_the_connection(caplog: pytest.LogCaptureFixture) -> None:
+    served = connection(lambda _: "text")  # type: ignore[arg-type,return-value]
+    assert served.receive(b"00003abc") == b""
+    assert served.state is State.FLUSHING
+    assert "a payload is bytes, not str" in caplog.text
+
+
+def test_a_handler_is_not_called_twice_for_a_request() -> None:
+    seen: list[bytes] = []
+
+    def handler(payload: bytes) -> bytes:
+        seen.append(payload)
+        return fail_on_bad(payload)
+
+    connection(handler).receive(b"00001a00001b00003bad00001c")
+    assert seen == [b"a", b"b", b"bad"]
+
+
+def test_what_ends_the_process_is_not_swallowed() -> None:
+    def handler(_: bytes) -> bytes:
+        raise SystemExit(3)
+
+    with pytest.raises(SystemExit):
+        connection(handler).receive(b"00001a")
+
+
+def test_a_request_over_the_limit_is_a_fault(caplog: pytest.LogCaptureFixture) -> None:
+    served = connection(limits=Limits(max_frame=10))
+    with caplog.at_level(logging.INFO, logger="nbnet"):
+        assert served.receive(b"00010" + b"x" * 10 + b"00011") == b"00010" + b"x" * 10
+    assert served.state is State.FLUSHING
+    assert "a length of 11 is outside of 1 to 10 at byte 15" in caplog.text
+
+
+def test_an_end_inside_a_request_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    served = connection()
+    served.receive(b"00003ab")
+    with caplog.at_level(logging.INFO, logger="nbnet"):
+        served.receive_eof()
+    assert served.state is State.CLOSED
+    assert "the stream ended 7 bytes into a frame" in caplog.text
+
+
+class Peer(RuleBasedStateMachine):
+    """Anything may happen at any time: the table is kept and no reply is lost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.served = connection(limits=Limits(high_water=60, low_water=20))
+        self.earned = b""  # what the peer is owed
+        self.taken = b""  # what the kernel took
+        self.before = self.served.state
+
+    @precondition(lambda self: self.served.state in (State.READING, State.WRITING))
+    @rule(
+        requests=st.lists(st.binary(min_size=1, max_size=30), max_size=4),
+        fault=st.booleans(),
+        room=st.integers(0, 80),
+    )
+    def receive(self, requests: list[bytes], fault: bool, room: int) -> None:
+        was_reading = self.served.state is State.READING
+        data = b"".join(map(encode_frame, requests)) + (b"x" if fault else b"")
+        replies = self.served.receive(data)
+        self.earned += b"".join(encode_frame(request[::-1]) for request in requests)
+        if was_reading and self.served.state is State.READING:
+            self.taken += replies[:room]
+            if replies[room:]:
+                self.served.block(replies[room:])
+        else:
+            self.served.block(replies)
+            self.take(room)
+
+    @precondition(lambda self: self.served.state not in (State.LINGERING, State.CLOSED))
+    @rule(room=st.integers(0, 80))
+    def take(self, room: int) -> None:
+        sent = bytes(self.served.unsent[:room])
+        self.taken += sent
+        self.served.take(len(sent))
+
+    @precondition(lambda self: self.served.state in (State.READING, State.WRITING, State.LINGERING))
+    @rule()
+    def eof(self) -> None:
+        self.served.receive_eof()
+
+    @rule()
+    def stop(self) -> None:
+        self.served.stop()
+
+    @precondition(lambda self: self.served.state is not State.CLOSED)
+    @rule()
+    def lose(self) -> None:
+        self.served.lose("reset")
+
+    @invariant()
+    def no_reply_is_lost_or_out_of_order(self) -> None:
+        assert self.taken + self.served.unsent == self.earned
+
+    @invariant()
+    def states_say_what_waits(self) -> None:
+        state, unsent = self.served.state, self.served.unsent
+        if state in (State.READING, State.LINGERING):
+            assert not unsent
+        if state is State.WRITING:
+            assert 0 < len(unsent) <= 60
+        if state is State.PAUSED:
+            assert len(unsent) >= 20
+        assert state in {State.READING, *TRANSITIONS.values()}
+
+
+TestPeer = Peer.TestCase

@@ -1,0 +1,206 @@
+"""The wire protocol: what is taken, what is refused, and at which byte."""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nbnet.framing import MAX_PAYLOAD, FrameDecoder, FrameError, encode_frame, encode_frames
+
+PAYLOADS = st.lists(st.binary(min_size=1, max_size=60), max_size=12)
+# Streams that look like frames often enough to get past the first header.
+STREAMS = st.lists(
+    st.one_of(
+        st.binary(min_size=1, max_size=20).map(encode_frame),
+        st.sampled_from([b"\r\n", b"\r", b"\n", b"0", b"00000", b"00001", b"+", b"_", b"99999"]),
+        st.binary(max_size=4),
+    ),
+    max_size=12,
+).map(b"".join)
+
+
+def reference(stream: bytes, smallest: int, largest: int) -> tuple[list[bytes], int | None]:
+    """The protocol, one byte after the other: payloads, and where the stream broke."""
+    payloads: list[bytes] = []
+    at = 0
+    while True:
+        while stream[at : at + 2] == b"\r\n":
+            at += 2
+        if stream[at : at + 1] == b"\r":
+            return payloads, at + 1 if len(stream) > at + 1 else None
+        for digit in range(5):
+            byte = stream[at + digit : at + digit + 1]
+            if not byte:
+                return payloads, None
+            if byte not in [b"%d" % value for value in range(10)]:
+                return payloads, at + digit
+        length = int(stream[at : at + 5])
+        if not smallest <= length <= largest:
+            return payloads, at
+        if len(stream) < at + 5 + length:
+            return payloads, None
+        payloads.append(stream[at + 5 : at + 5 + length])
+        at += 5 + length
+
+
+def decode(decoder: FrameDecoder, pieces: list[bytes]) -> tuple[list[bytes], int | None]:
+    """Feed pieces until the stream is found to be broken."""
+    payloads: list[bytes] = []
+    for piece in pieces:
+        payloads += decoder.feed(piece)
+        if decoder.error is not None:
+            return payloads, decoder.error.offset
+    return payloads, None
+
+
+def cut(stream: bytes, places: list[int]) -> list[bytes]:
+    edges = [0, *sorted(place % (len(stream) + 1) for place in places), len(stream)]
+    return [stream[start:end] for start, end in itertools.pairwise(edges)]
+
+
+@given(STREAMS, st.lists(st.integers(0, 1000), max_size=8), st.sampled_from([(1, 99), (0, 12)]))
+def test_the_answer_does_not_depend_on_the_cuts(
+    stream: bytes, places: list[int], limits: tuple[int, int]
+) -> None:
+    smallest, largest = limits
+    expected = reference(stream, smallest, largest)
+    for pieces in ([stream], [stream[i : i + 1] for i in range(len(stream))], cut(stream, places)):
+        decoder = FrameDecoder(min_payload=smallest, max_payload=largest)
+        assert decode(decoder, pieces) == expected
+
+
+@given(PAYLOADS)
+def test_what_was_encoded_is_decoded(payloads: list[bytes]) -> None:
+    stream = encode_frames(payloads)
+    assert stream == b"".join(b"%05d" % len(payload) + payload for payload in payloads)
+    decoder = FrameDecoder()
+    assert decoder.feed(stream) == payloads
+    assert decoder.unfinished == 0
+    decoder.finish()
+
+
+@pytest.mark.parametrize("size", [1, 4095, 4096, 65_536, MAX_PAYLOAD])
+@pytest.mark.parametrize("step", [1000, 70_000, 200_000])
+def test_payloads_of_every_size(size: int, step: int) -> None:
+    payload = bytes(index % 251 for index in range(size))
+    stream = encode_frame(payload) * 2 + b"00001z"
+    decoder = FrameDecoder()
+    pieces = [stream[start : start + step] for start in range(0, len(stream), step)]
+    assert decode(decoder, pieces) == ([payload, payload, b"z"], None)
+    assert encode_frames([payload, b""]) == encode_frame(payload) + b"00000"
+
+
+@pytest.mark.parametrize(
+    ("stream", "offset", "reason"),
+    [
+        (b"0003a", 4, "expected a digit of a length, got b'a'"),
+        (b"+0003abc", 0, "expected a digit of a length, got b'+'"),
+        (b" 0003abc", 0, "expected a digit of a length, got b' '"),
+        (b"0_003abc", 1, "expected a digit of a length, got b'_'"),
+        (b"0003\nabc", 4, r"expected a digit of a length, got b'\n'"),
+        ("\u0660\u0660abc".encode(), 0, r"expected a digit of a length, got b'\xd9'"),
+        (b"00000", 0, "a length of 0 is outside of 1 to 1000"),
+        (b"01001", 0, "a length of 1001 is outside of 1 to 1000"),
+        (b"00001a\r\n\r\n00002bcX", 17, "expected a digit of a length, got b'X'"),
+        (b"\n", 0, r"expected a digit of a length, got b'\n'"),
+        (b"00001a\rX", 7, "expected LF after CR, got b'X'"),
+        (b"x", 0, "expected a digit of a length, got b'x'"),
+    ],
+)
+def test_an_error_says_what_is_wrong_at_which_byte(stream: bytes, offset: int, reason: str) -> None:
+    decoder = FrameDecoder(max_payload=1000)
+    decoder.feed(stream)
+    error = decoder.error
+    assert error is not None
+    assert (error.reason, error.offset) == (reason, offset)
+    assert str(error) == f"{reason} at byte {offset}"
+    with pytest.raises(FrameError) as raised:
+        decoder.feed(b"00001a")
+    assert raised.value is error
+    with pytest.raises(FrameError):
+        decoder.finish()
+
+
+def test_the_first_bad_byte_is_reported_without_waiting_for_the_rest() -> None:
+    decoder = FrameDecoder()
+    assert decoder.feed(b"00") == []
+    assert decoder.error is None
+    assert decoder.feed(b"-") == []
+    assert decoder.error is not None
+    assert decoder.error.offset == 2
+
+
+def test_frames_before_a_fault_are_not_lost() -> None:
+    decoder = FrameDecoder()
+    assert decoder.feed(b"00001a00002bcoops") == [b"a", b"bc"]
+    assert decoder.error is not None
+
+
+def test_an_empty_payload_is_a_reply_and_no_request() -> None:
+    replies = FrameDecoder(min_payload=0)
+    assert replies.feed(b"00000") == [b""]
+    assert replies.feed(b"0000000001a00000") == [b"", b"a", b""]
+    requests = FrameDecoder()
+    assert requests.feed(b"00000") == []
+    assert requests.error is not None
+
+
+@pytest.mark.parametrize(
+    ("stream", "size"), [(b"0", 1), (b"00003", 5), (b"00001a00003ab", 7), (b"\r", 1)]
+)
+def test_an_end_inside_a_frame_is_an_error(stream: bytes, size: int) -> None:
+    decoder = FrameDecoder()
+    decoder.feed(stream)
+    assert decoder.unfinished == size
+    with pytest.raises(FrameError, match=f"ended {size} bytes into a frame at byte {len(stream)}"):
+        decoder.finish()
+
+
+def test_one_whole_short_frame_can_be_taken_alone() -> None:
+    decoder = FrameDecoder()
+    assert decoder.feed_one(b"00003abc") == b"abc"
+    assert decoder.feed_one(b"00003abcd") is None
+    assert decoder.feed_one(b"00003ab") is None
+    assert decoder.feed(b"00003ab") == []
+    assert decoder.feed_one(b"00001c") is None  # belongs to the frame begun
+    assert decoder.feed(b"c") == [b"abc"]
+    decoder.feed(b"x")
+    assert decoder.error is not None
+    assert decoder.error.offset == 16
+
+
+@pytest.mark.parametrize("limits", [(-1, 5), (6, 5), (0, 100_000)])
+def test_limits_that_make_no_sense(limits: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="not within 0 to 99999"):
+        FrameDecoder(min_payload=limits[0], max_payload=limits[1])
+
+
+def test_a_payload_over_the_limit_is_refused() -> None:
+    with pytest.raises(ValueError, match="100000 bytes is over the 99999"):
+        encode_frame(bytes(MAX_PAYLOAD + 1))
+    with pytest.raises(ValueError, match="over the 99999"):
+        encode_frames([b"a", bytes(MAX_PAYLOAD + 1)])
+
+
+@pytest.mark.parametrize("payload", ["abc", 3, None, ["a"]])
+def test_a_payload_that_is_no_bytes_is_refused(payload: object) -> None:
+    with pytest.raises(TypeError, match="a payload is bytes, not"):
+        encode_frame(payload)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="a payload is bytes, not"):
+        encode_frames([b"a", payload])  # type: ignore[list-item]
+
+
+def test_other_buffers_are_counted_in_bytes_not_items() -> None:
+    items = memoryview(bytes(8)).cast("I")
+    assert len(items) == 2
+    assert encode_frame(items) == b"00008" + bytes(8)
+    assert encode_frames([b"", bytearray(b"ab")]) == b"0000000002ab"
+
+
+def test_errors_can_be_pickled() -> None:
+    error = pickle.loads(pickle.dumps(FrameError("reason", 7)))
+    assert (error.reason, error.offset) == ("reason", 7)

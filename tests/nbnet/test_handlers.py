@@ -1,0 +1,51 @@
+"""Handlers and how they are found by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nbnet.handlers import load_handler, reverse
+
+
+def test_the_default_handler_reverses() -> None:
+    assert reverse(b"abc") == b"cba"
+    assert load_handler("nbnet.handlers:reverse") is reverse
+
+
+def test_a_handler_is_found_in_the_current_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "handlers_of_a_user.py").write_text(
+        "class Answers:\n    @staticmethod\n    def upper(payload): return payload.upper()\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [str(tmp_path / "elsewhere")])
+    assert load_handler("handlers_of_a_user:Answers.upper")(b"abc") == b"ABC"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("reverse", "expected module:function"),
+        (":reverse", "expected module:function"),
+        ("nbnet.handlers:", "expected module:function"),
+        ("no_such_module:f", "cannot import no_such_module: ModuleNotFoundError"),
+        ("nbnet.handlers:missing", "nbnet.handlers has no missing"),
+        ("nbnet.handlers:reverse.missing", "nbnet.handlers has no reverse.missing"),
+        ("nbnet.framing:HEADER_SIZE", "HEADER_SIZE is not callable"),
+    ],
+)
+def test_a_bad_name_is_refused_with_the_reason(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_handler(name)
+
+
+def test_a_module_that_fails_to_import_is_a_bad_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_handlers.py").write_text("1 / 0\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="cannot import broken_handlers: ZeroDivisionError"):
+        load_handler("broken_handlers:f")

@@ -1,0 +1,30 @@
+"""Limits refuse values that make no sense."""
+
+from __future__ import annotations
+
+import pytest
+
+from nbnet.limits import Limits
+
+
+def test_the_defaults_are_valid_and_frozen() -> None:
+    limits = Limits()
+    assert limits.max_frame == 99_999
+    with pytest.raises(AttributeError):
+        limits.max_frame = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"max_frame": 0}, "max_frame is 0, expected 1 to 99999"),
+        ({"max_frame": 100_000}, "max_frame is 100000"),
+        ({"low_water": 2, "high_water": 1}, "expected 0 <= low_water <= high_water"),
+        ({"low_water": -1}, "expected 0 <= low_water"),
+        ({"linger": -1}, "not negative"),
+        ({"drain": -0.5}, "not negative"),
+    ],
+)
+def test_values_that_make_no_sense(values: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Limits(**values)

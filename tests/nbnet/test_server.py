@@ -1,0 +1,273 @@
+"""Servers on real sockets: what depends on the kernel."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from nbnet import Limits, Server, serve
+from nbnet.framing import encode_frame
+from nbnet.notation import Target
+from nbnet.server import open_listener
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server(port=0) as running:
+        yield running
+
+
+def connect(address: Target) -> socket.socket:
+    return socket.create_connection(address, timeout=10)
+
+
+def read_to_end(peer: socket.socket) -> bytes:
+    """Everything until the server closes; a reset raises."""
+    data = bytearray()
+    while piece := peer.recv(65536):
+        data += piece
+    return bytes(data)
+
+
+def read(peer: socket.socket, size: int) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        piece = peer.recv(size - len(data))
+        assert piece, f"closed after {bytes(data)!r}"
+        data += piece
+    return bytes(data)
+
+
+def test_a_request_is_answered(server: Server) -> None:
+    with connect(server.address) as peer:
+        peer.sendall(b"00003abc")
+        assert read(peer, 8) == b"00003cba"
+
+
+def test_byte_by_byte_pipelined_and_binary_requests(server: Server) -> None:
+    requests = b"00003abc" + encode_frame(bytes(range(256))) + b"\r\n00002de"
+    with connect(server.address) as peer:
+        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for index in range(len(requests)):
+            peer.send(requests[index : index + 1])
+        expected = b"00003cba" + encode_frame(bytes(reversed(range(256)))) + b"00002ed"
+        assert read(peer, len(expected)) == expected
+
+
+@pytest.mark.parametrize(
+    "bad", [b"0003a", b"+0003", b" 0003", b"0_003", b"00000", b"00003a\n\n00001a"]
+)
+def test_a_fault_flushes_earlier_replies_and_leaves_others_alone(
+    server: Server, bad: bytes
+) -> None:
+    with connect(server.address) as peer, connect(server.address) as other:
+        # Much that is never read follows the fault: closing at once would make
+        # the kernel reset the connection and cut off the reply.
+        peer.sendall(b"00003abc" + bad + b"x" * 100_000)
+        assert read_to_end(peer).startswith(b"00003cba")
+        other.sendall(b"00001a")
+        assert read(other, 6) == b"00001a"
+
+
+def test_a_large_reply_survives_a_fault_behind_it(server: Server) -> None:
+    payload = os.urandom(60_000)
+    with connect(server.address) as peer:
+        peer.sendall(encode_frame(payload) * 5 + b"oops" + b"x" * 50_000)
+        assert read_to_end(peer) == encode_frame(payload[::-1]) * 5
+
+
+def test_a_half_close_gets_all_replies(server: Server) -> None:
+    with connect(server.address) as peer:
+        peer.sendall(b"00003abc" * 1000)
+        peer.shutdown(socket.SHUT_WR)
+        assert read_to_end(peer) == b"00003cba" * 1000
+
+
+def test_a_slow_reader_gets_everything(server: Server) -> None:
+    """60 replies of 100 kB are more than the kernel holds: partial writes, pauses."""
+    payload = os.urandom(99_999)
+    count = 60
+    with connect(server.address) as peer:
+        writer = threading.Thread(target=peer.sendall, args=(encode_frame(payload) * count,))
+        writer.start()
+        expected = encode_frame(payload[::-1])
+        for _ in range(count):
+            assert read(peer, len(expected)) == expected
+        writer.join()
+
+
+def test_connections_that_come_and_go_without_a_word(server: Server) -> None:
+    for _ in range(5):
+        connect(server.address).close()
+    with connect(server.address) as peer:
+        peer.sendall(b"00001a")
+        assert read(peer, 6) == b"00001a"
+
+
+@pytest.mark.usefixtures("raise_fd_limit")
+def test_2000_connections_at_once(server: Server) -> None:
+    peers = [connect(server.address) for _ in range(2000)]
+    try:
+        for number, peer in enumerate(peers):
+            peer.sendall(encode_frame(b"%d" % number))
+        for number, peer in enumerate(peers):
+            expected = encode_frame((b"%d" % number)[::-1])
+            assert read(peer, len(expected)) == expected
+    finally:
+        for peer in peers:
+            peer.close()
+
+
+@pytest.fixture
+def raise_fd_limit() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 8192)), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_the_handler_and_the_limits_are_used() -> None:
+    with (
+        Server(bytes.upper, port=0, limits=Limits(max_frame=3)) as server,
+        connect(server.address) as peer,
+    ):
+        peer.sendall(b"00003abc00004abcd")
+        assert read_to_end(peer) == b"00003ABC"
+
+
+def test_stopping_ends_connections_and_may_be_repeated() -> None:
+    server = Server(port=0)
+    with server, connect(server.address) as peer:
+        peer.sendall(b"00001a")
+        assert read(peer, 6) == b"00001a"
+        server.stop()
+        assert peer.recv(1) == b""
+        server.stop()
+        with pytest.raises(ConnectionRefusedError):
+            connect(server.address)
+
+
+def test_a_server_that_was_not_entered() -> None:
+    server = Server(port=0)
+    with pytest.raises(RuntimeError, match="no address before it is entered"):
+        _ = server.address
+    server.stop()
+
+
+def test_a_server_is_entered_once(server: Server) -> None:
+    with pytest.raises(RuntimeError, match="make another one"):
+        server.__enter__()
+
+
+def test_a_handler_that_ends_the_process_is_reported_when_stopping() -> None:
+    def handler(_: bytes) -> bytes:
+        raise SystemExit(3)
+
+    server = Server(handler, port=0)
+    server.__enter__()
+    with connect(server.address) as peer:
+        peer.sendall(b"00001a")
+        assert read_to_end(peer) == b""
+    with pytest.raises(RuntimeError, match="loop crashed") as raised:
+        server.stop()
+    assert isinstance(raised.value.__cause__, SystemExit)
+
+
+def test_an_address_in_use_is_an_error(server: Server) -> None:
+    with pytest.raises(OSError, match="in use"), Server(port=server.address.port):
+        pass
+
+
+def test_an_unknown_host_is_an_error() -> None:
+    with pytest.raises(OSError, match=r"."), Server(host="host.invalid", port=0):
+        pass
+
+
+def test_ipv6() -> None:
+    with Server(host="::1", port=0) as server, connect(server.address) as peer:
+        assert server.address.host == "::1"
+        peer.sendall(b"00003abc")
+        assert read(peer, 8) == b"00003cba"
+
+
+def test_a_second_server_can_take_the_port_at_once() -> None:
+    with Server(port=0) as server, connect(server.address) as peer:
+        peer.sendall(b"00001a")
+        read(peer, 6)
+        server.stop()
+        with Server(port=server.address.port):
+            pass
+
+
+def serve_while(action: Callable[[Target], object]) -> None:
+    """Serve on a free port until a signal, with an action in a thread beside it."""
+    threads: list[threading.Thread] = []
+
+    def on_listening(address: Target) -> None:
+        threads.append(threading.Thread(target=action, args=(address,)))
+        threads[0].start()
+
+    serve(port=0, on_listening=on_listening)
+    threads[0].join()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_serve_ends_on_a_signal_and_restores_the_handlers(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    replies: list[bytes] = []
+
+    def use(address: Target) -> None:
+        with connect(address) as peer:
+            peer.sendall(b"00003abc")
+            replies.append(read(peer, 8))
+            signal.pthread_kill(threading.main_thread().ident or 0, number)
+            replies.append(peer.recv(1))
+
+    serve_while(use)
+    assert replies == [b"00003cba", b""]
+    assert signal.getsignal(number) is before
+
+
+def test_a_signal_that_another_thread_gets_ends_serve_too() -> None:
+    """The loop waits in the main thread and must be woken there."""
+
+    def use(address: Target) -> None:
+        connect(address).close()
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+
+    serve_while(use)
+
+
+def test_serve_belongs_into_the_main_thread() -> None:
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            serve(port=0)
+        except ValueError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert len(errors) == 1
+
+
+def open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_a_listener_that_cannot_be_had_leaves_nothing_open() -> None:
+    before = open_descriptors()
+    with open_listener("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+        with pytest.raises(OSError, match="in use"):
+            open_listener("127.0.0.1", port)
+    assert open_descriptors() == before

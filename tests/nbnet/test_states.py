@@ -1,0 +1,35 @@
+"""The table of states is complete and has no dead ends."""
+
+from __future__ import annotations
+
+from nbnet.states import INTEREST, TRANSITIONS, Event, State
+
+
+def reachable(start: State) -> set[State]:
+    seen, todo = {start}, [start]
+    while todo:
+        state = todo.pop()
+        new = {after for (before, _), after in TRANSITIONS.items() if before is state} - seen
+        seen |= new
+        todo += new
+    return seen
+
+
+def test_every_state_is_reached_and_leads_to_the_end() -> None:
+    assert reachable(State.READING) == set(State)
+    assert all(State.CLOSED in reachable(state) for state in State)
+
+
+def test_nothing_leaves_the_end() -> None:
+    assert not [before for before, _ in TRANSITIONS if before is State.CLOSED]
+
+
+def test_every_open_state_can_lose_its_connection() -> None:
+    for state in set(State) - {State.CLOSED}:
+        assert TRANSITIONS[state, Event.LOST] is State.CLOSED
+
+
+def test_every_event_is_used_and_every_state_has_an_interest() -> None:
+    assert {event for _, event in TRANSITIONS} == set(Event)
+    assert set(INTEREST) == set(State)
+    assert all(INTEREST[state] for state in set(State) - {State.CLOSED})
