@@ -68,7 +68,7 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / TICKS
 
 
-def requests_per_second(command: str, **values: int | float) -> float:
+def requests_per_second(command: str, **values: float) -> float:
     """Run a loader on processor 1; give what it measured."""
     done = subprocess.run(
         ["taskset", "-c", "1", *shlex.split(command.format(**values))],
