@@ -1,0 +1,5 @@
+"""``python -m nbclient``: the command ``nbclient``."""
+
+from nbclient.cli import main
+
+main()

@@ -1,0 +1,155 @@
+"""What only the blocking front does."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import socket
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from nbclient import Client, ConnectError, ConnectionLost, RequestTimeout
+from nbnet.notation import Target
+
+GOOD = [("expect", b"00003abc"), ("send", b"00003cba"), ("eof", b"")]
+
+
+def use_sockets(monkeypatch: pytest.MonkeyPatch, kind: type[socket.socket]) -> None:
+    """Let the client, and nobody else, make its sockets of this kind."""
+    monkeypatch.setattr("nbclient.sync.socket", SimpleNamespace(**{**vars(socket), "socket": kind}))
+
+
+class FaultySocket(socket.socket):
+    """A socket whose ``recv`` raises what the test says, once."""
+
+    fault: BaseException | None = None
+
+    def recv(self, *args: Any) -> bytes:
+        fault, FaultySocket.fault = FaultySocket.fault, None
+        if fault is not None:
+            raise fault
+        return super().recv(*args)
+
+    def connect(self, address: Any) -> None:
+        if isinstance(FaultySocket.fault, OSError):
+            raise FaultySocket.fault
+        super().connect(address)
+
+
+@pytest.fixture
+def faulty(monkeypatch: pytest.MonkeyPatch) -> type[FaultySocket]:
+    use_sockets(monkeypatch, FaultySocket)
+    monkeypatch.setattr(FaultySocket, "fault", None)
+    return FaultySocket
+
+
+def test_ctrl_c_in_a_request_closes_the_connection(
+    scripted: Callable[..., Target], faulty: type[FaultySocket]
+) -> None:
+    address = scripted([("expect", b"00001a"), ("send", b"00001A"), ("eof", b"")], GOOD)
+    with Client(address) as client:
+        faulty.fault = KeyboardInterrupt()
+        with pytest.raises(KeyboardInterrupt):
+            client.request(b"a")
+        assert client.request(b"abc") == b"cba"
+
+
+def test_ctrl_c_while_connecting_leaves_no_socket_open(
+    address: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+
+    class Interrupted(socket.socket):
+        def connect(self, _: Any) -> None:
+            opened.append(self)
+            raise KeyboardInterrupt
+
+    with Client(address) as client:
+        with monkeypatch.context() as patch:
+            use_sockets(patch, Interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                client.request(b"abc")
+        assert opened[0].fileno() == -1
+        assert client.request(b"abc") == b"cba"
+
+
+def test_a_timeout_of_the_kernel_is_not_ours(address: Target, faulty: type[FaultySocket]) -> None:
+    gave_up = TimeoutError(errno.ETIMEDOUT, "Connection timed out")
+    with Client(address) as client:
+        faulty.fault = gave_up
+        with pytest.raises(ConnectError, match="Connection timed out"):
+            client.request(b"abc")
+        faulty.fault = None
+        assert client.request(b"abc") == b"cba"
+        faulty.fault = gave_up
+        with pytest.raises(ConnectionLost, match="Connection timed out"):
+            client.request(b"abc")
+
+
+def test_a_deadline_is_for_the_whole_request(
+    scripted: Callable[..., Target], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A byte comes with every look at the clock, which goes on by 1 s: each read
+    # is quick, and yet the time is over in the middle of the reply.
+    class Clock:
+        now = 0.0
+
+        @classmethod
+        def monotonic(cls) -> float:
+            cls.now += 1.0
+            return cls.now
+
+    monkeypatch.setattr("nbclient.sync.time", Clock)
+    monkeypatch.setattr("nbclient.sync.READ_SIZE", 1)
+    address = scripted([("expect", b"00003abc"), ("send", b"00003cba"), ("eof", b"")])
+    with Client(address, timeout=6.0) as client, pytest.raises(RequestTimeout, match="within 6 s"):
+        client.request(b"abc")
+
+
+def test_sending_is_under_the_deadline_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Nobody accepts, and small buffers take no 99,999 bytes.
+    class Small(socket.socket):
+        def connect(self, address: Any) -> None:
+            self.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+            super().connect(address)
+
+    with socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen()
+        use_sockets(monkeypatch, Small)
+        with Client(deaf.getsockname(), timeout=0.1) as client, pytest.raises(RequestTimeout):
+            client.request(b"x" * 99_999)
+
+
+def test_small_requests_are_not_held_back(address: Target) -> None:
+    with Client(address) as client:
+        client.request(b"abc")
+        assert client._kept is not None
+        kept = client._kept._socket
+        assert kept is not None
+        assert kept.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_a_generator_that_is_dropped_leaves_no_socket_open(address: Target) -> None:
+    with Client(address) as client:
+        for reply in client.request_many([b"abc"] * 20_000):
+            assert reply == b"cba"
+            break
+        gc.collect()  # an unclosed socket would warn, and a warning is an error here
+        assert client._used == set()
+        assert client.request(b"ab") == b"ba"
+
+
+def test_a_second_connection_is_not_kept(address: Target) -> None:
+    with Client(address) as client:
+        replies = client.request_many([b"ab", b"cd"])
+        assert next(replies) == b"ba"
+        assert client.request(b"ef") == b"fe"
+        kept = client._kept
+        assert list(replies) == [b"dc"]
+        assert client._kept is kept
+        assert client._used == set()

@@ -1,0 +1,360 @@
+"""What only the trio front does: cancellation, tasks, time that is mocked."""
+
+# A clock works by being asked for, and a fake has the signature of what it replaces.
+# ruff: noqa: ARG001, ARG002
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import itertools
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import Any
+
+import pytest
+import trio
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from trio.testing import MockClock, memory_stream_pair
+
+from nbclient import AsyncClient, ClosedError, ConnectionLost, RequestTimeout
+from nbclient.exchange import Exchange
+from nbclient.trio import _fill
+from nbnet.framing import FrameDecoder, encode_frame
+from nbnet.notation import Target
+
+Serve = Callable[[trio.abc.Stream], Any]
+Connected = Callable[[Serve], contextlib.AbstractAsyncContextManager[AsyncClient]]
+
+
+@contextlib.asynccontextmanager
+async def connected(serve: Serve, limit: float | None = None) -> AsyncIterator[AsyncClient]:
+    """A client whose every connection leads to a task in this run that serves it."""
+
+    async def open_stream(host: str, port: int) -> trio.abc.Stream:
+        await trio.lowlevel.checkpoint()
+        ours, theirs = memory_stream_pair()
+        nursery.start_soon(serve, theirs)
+        return ours
+
+    async with trio.open_nursery() as nursery:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(trio, "open_tcp_stream", open_stream)
+            async with AsyncClient(timeout=limit) as client:
+                yield client
+        nursery.cancel_scope.cancel()
+
+
+async def requests_on(stream: trio.abc.Stream) -> AsyncGenerator[bytes, None]:
+    decoder = FrameDecoder()
+    with contextlib.suppress(trio.BrokenResourceError):
+        async for data in stream:
+            for payload in decoder.feed(bytes(data)):
+                yield payload
+
+
+def reversing(delay: float = 0.0) -> Serve:
+    """Serves a connection; each reply takes ``delay`` seconds and comes in two pieces."""
+
+    async def serve(stream: trio.abc.Stream) -> None:
+        with contextlib.suppress(trio.BrokenResourceError):
+            async with contextlib.aclosing(requests_on(stream)) as requests:
+                async for payload in requests:
+                    frame = encode_frame(payload[::-1])
+                    await trio.sleep(delay / 2)
+                    await stream.send_all(frame[:6])
+                    await trio.sleep(delay / 2)
+                    await stream.send_all(frame[6:])
+
+    return serve
+
+
+async def test_a_timeout_of_the_client(autojump_clock: MockClock) -> None:
+    async with connected(reversing(10.0), limit=4.0) as client:
+        started = trio.current_time()
+        with pytest.raises(RequestTimeout, match="within 4 s"):
+            await client.request(b"abc")
+        assert trio.current_time() - started == pytest.approx(4.0)
+
+
+async def test_a_deadline_of_the_caller_is_a_cancellation(autojump_clock: MockClock) -> None:
+    async with connected(reversing(10.0), limit=30.0) as client:
+        with trio.move_on_after(4.0) as scope:
+            await client.request(b"first")
+        assert scope.cancelled_caught
+        with pytest.raises(trio.TooSlowError), trio.fail_after(4.0):
+            await client.request(b"second")
+        # Under way when they were cancelled, neither reply reaches this request.
+        assert await client.request(b"third") == b"driht"
+
+
+async def test_a_timeout_counts_for_the_next_reply(autojump_clock: MockClock) -> None:
+    async with connected(reversing(3.0), limit=4.0) as client:
+        got = []
+        async for reply in client.request_many([b"ab", b"cd", b"ef"]):
+            await trio.sleep(10.0)  # the time of the caller does not count
+            got.append(reply)
+        assert got == [b"ba", b"dc", b"fe"]
+
+
+async def test_the_time_of_an_iterable_does_not_count(autojump_clock: MockClock) -> None:
+    async def slow() -> AsyncIterator[bytes]:
+        for payload in (b"ab", b"cd"):
+            await trio.sleep(10.0)
+            yield payload
+
+    async with connected(reversing(), limit=4.0) as client:
+        assert [reply async for reply in client.request_many(slow())] == [b"ba", b"dc"]
+
+
+async def test_no_limit_is_none(autojump_clock: MockClock) -> None:
+    async with connected(reversing(1e6), limit=None) as client:
+        assert await client.request(b"abc") == b"cba"
+
+
+async def test_tasks_take_turns_in_the_order_they_came(autojump_clock: MockClock) -> None:
+    finished: list[bytes] = []
+    connections = 0
+
+    async def serve(stream: trio.abc.Stream) -> None:
+        nonlocal connections
+        connections += 1
+        await reversing(1.0)(stream)
+
+    async def ask(client: AsyncClient, payload: bytes) -> None:
+        assert await client.request(payload) == payload[::-1]
+        finished.append(payload)
+
+    async with connected(serve) as client:
+        async with trio.open_nursery() as nursery:
+            for n in range(5):
+                nursery.start_soon(ask, client, b"%d0" % n)
+                await trio.testing.wait_all_tasks_blocked()
+        assert trio.current_time() == pytest.approx(5.0, abs=0.1)
+    assert finished == [b"00", b"10", b"20", b"30", b"40"]
+    assert connections == 1
+
+
+async def test_waiting_for_other_tasks_counts(autojump_clock: MockClock) -> None:
+    outcomes: list[object] = []
+
+    async def ask(client: AsyncClient, payload: bytes) -> None:
+        try:
+            outcomes.append(await client.request(payload))
+        except RequestTimeout:
+            outcomes.append("timeout")
+
+    async with connected(reversing(3.0), limit=5.0) as client, trio.open_nursery() as nursery:
+        for payload in (b"ab", b"cd"):
+            nursery.start_soon(ask, client, payload)
+            await trio.testing.wait_all_tasks_blocked()
+    assert outcomes == [b"ba", "timeout"]
+
+
+async def test_a_task_that_is_cancelled_does_not_disturb_the_others(
+    autojump_clock: MockClock,
+) -> None:
+    async def ask(client: AsyncClient, payload: bytes, patience: float) -> None:
+        with trio.move_on_after(patience):
+            assert await client.request(payload) == payload[::-1]
+
+    async with connected(reversing(1.0)) as client, trio.open_nursery() as nursery:
+        for n in range(12):
+            nursery.start_soon(ask, client, b"%02d" % n, n % 5 + 0.5)
+
+
+async def test_closing_while_a_task_waits_for_its_reply(autojump_clock: MockClock) -> None:
+    async with connected(reversing(10.0)) as client:
+        errors: list[ClosedError] = []
+
+        async def ask() -> None:
+            with pytest.raises(ClosedError) as caught:
+                await client.request(b"abc")
+            errors.append(caught.value)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):  # one waits for the reply, two for the lock
+                nursery.start_soon(ask)
+            await trio.testing.wait_all_tasks_blocked()
+            await client.aclose()
+        assert len(errors) == 3
+
+
+async def test_closing_while_a_task_connects(monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = trio.Event()
+    ours, theirs = memory_stream_pair()
+
+    async def open_stream(host: str, port: int) -> trio.abc.Stream:
+        await go_on.wait()
+        return ours
+
+    monkeypatch.setattr(trio, "open_tcp_stream", open_stream)
+
+    async def ask() -> None:
+        with pytest.raises(ClosedError):
+            await client.request(b"abc")
+
+    async with AsyncClient() as client, trio.open_nursery() as nursery:
+        nursery.start_soon(ask)
+        await trio.testing.wait_all_tasks_blocked()
+        await client.aclose()
+        go_on.set()
+    assert await theirs.receive_some() == b""  # closed, and nothing was sent
+
+
+async def test_closing_while_a_task_sends(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Clogged(trio.abc.Stream):
+        """Takes nothing; sending waits until the stream is closed."""
+
+        closed = trio.Event()
+
+        async def send_all(self, data: object) -> None:
+            await self.closed.wait()
+            raise trio.ClosedResourceError
+
+        async def aclose(self) -> None:
+            self.closed.set()
+            await trio.lowlevel.checkpoint()
+
+        async def wait_send_all_might_not_block(self) -> None:
+            raise NotImplementedError
+
+        async def receive_some(self, max_bytes: int | None = None) -> bytes:
+            raise NotImplementedError
+
+    async def open_stream(host: str, port: int) -> trio.abc.Stream:
+        await trio.lowlevel.checkpoint()
+        return Clogged()
+
+    monkeypatch.setattr(trio, "open_tcp_stream", open_stream)
+
+    async def ask() -> None:
+        with pytest.raises(ClosedError):
+            await client.request(b"abc")
+
+    async with AsyncClient() as client, trio.open_nursery() as nursery:
+        nursery.start_soon(ask)
+        await trio.testing.wait_all_tasks_blocked()
+        await client.aclose()
+
+
+async def test_closing_under_cancellation_closes(address: Target) -> None:
+    client = AsyncClient(address)
+    assert await client.request(b"abc") == b"cba"
+    assert client._kept is not None
+    stream = client._kept._stream
+    assert isinstance(stream, trio.SocketStream)
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await client.aclose()
+    assert scope.cancelled_caught  # closing is a checkpoint
+    assert stream.socket.fileno() == -1
+
+
+async def test_the_end_of_a_stream_without_a_reason() -> None:
+    async def serve(stream: trio.abc.Stream) -> None:
+        await stream.receive_some()
+        await stream.aclose()
+
+    async with connected(serve) as client:
+        with pytest.raises(ConnectionLost, match="with a reply outstanding"):
+            await client.request(b"abc")
+
+
+async def test_payloads_may_come_from_an_async_iterable(address: Target) -> None:
+    async def numbers(count: int) -> AsyncIterator[bytes]:
+        for n in range(count):
+            await trio.lowlevel.checkpoint()
+            yield b"%d0" % n
+
+    async with AsyncClient(address) as client:
+        got = [reply async for reply in client.request_many(numbers(9_000))]
+        assert got == [(b"%d0" % n)[::-1] for n in range(9_000)]
+        assert [reply async for reply in client.request_many(numbers(0))] == []
+
+
+async def test_an_async_iterable_waits_for_the_window() -> None:
+    async def numbers() -> AsyncGenerator[bytes, None]:
+        for n in itertools.count():
+            await trio.lowlevel.checkpoint()
+            yield b"%d" % n
+
+    async with contextlib.aclosing(numbers()) as payloads:
+        exchange = Exchange(window=20)
+        assert await _fill(exchange, payloads) == b"000010000011000012"
+        assert await _fill(exchange, payloads) == b""
+        exchange.receive(b"000010")
+        assert await _fill(exchange, payloads) == b"000013"
+
+
+async def test_replies_do_not_keep_tasks_from_running(address: Target) -> None:
+    async with AsyncClient(address) as client:
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await client.request(b"abc")
+        assert scope.cancelled_caught
+
+
+async def test_a_generator_that_is_dropped_closes_its_connection(address: Target) -> None:
+    async with AsyncClient(address) as client:
+
+        async def leave() -> None:
+            async for reply in client.request_many([b"abc"] * 20_000):
+                assert reply == b"cba"
+                break
+            gc.collect()
+
+        with pytest.warns(ResourceWarning, match="aclosing"):  # trio's own, for every generator
+            await leave()
+        await trio.testing.wait_all_tasks_blocked()
+        assert client._used == set()
+        assert await client.request(b"ab") == b"ba"
+
+
+# Whatever is cancelled and whenever, a reply is the one to its request ------------
+
+Plan = list[tuple[float, float, float]]
+"""For each request: the patience of the caller, and how long the first and the
+second half of the reply take; seconds."""
+
+
+def run(plan: Plan) -> None:
+    """Play a plan and check each reply that comes."""
+
+    async def serve(stream: trio.abc.Stream) -> None:
+        with contextlib.suppress(trio.BrokenResourceError):
+            async with contextlib.aclosing(requests_on(stream)) as requests:
+                async for payload in requests:
+                    _, first, second = plan[int(payload)]
+                    frame = encode_frame(b"re: " + payload)
+                    await trio.sleep(first)
+                    await stream.send_all(frame[:7])
+                    await trio.sleep(second)
+                    await stream.send_all(frame[7:])
+
+    async def play() -> None:
+        async with connected(serve) as client:
+            for number, (patience, _, _) in enumerate(plan):
+                with trio.move_on_after(patience):
+                    assert await client.request(b"%d" % number) == b"re: %d" % number
+
+    trio.run(play, clock=MockClock(autojump_threshold=0))
+
+
+seconds = st.integers(0, 4).map(float)
+LATE: Plan = [(1.5, 1.0, 1.0), (9.0, 0.0, 0.0)]  # cancelled in the middle of the reply
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(seconds, seconds, seconds), max_size=8))
+@example(LATE)
+def test_a_reply_is_the_one_to_its_request(plan: Plan) -> None:
+    run(plan)
+
+
+def test_the_property_has_teeth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the rule that only an idle exchange is used again, replies slip."""
+    monkeypatch.setattr(Exchange, "idle", True)
+    with pytest.raises(BaseExceptionGroup) as caught:
+        run(LATE)
+    assert caught.group_contains(AssertionError)
