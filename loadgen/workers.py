@@ -11,7 +11,6 @@ import pickle
 import queue
 import threading
 from collections.abc import Iterator
-from types import TracebackType
 from typing import IO, Self
 
 from loadgen import children
@@ -52,15 +51,10 @@ class Workers:
             reader.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        for child in self._children:
-            if kind is not None:
-                child.kill()
+    def __exit__(self, *_: object) -> None:
+        for child, reader in zip(self._children, self._readers, strict=True):
+            child.kill()  # one that was done has ended already
+            reader.join()  # before its pipe is closed under it
             children.reap(child)
 
     def __iter__(self) -> Iterator[Snapshot]:

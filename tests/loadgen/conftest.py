@@ -1,0 +1,53 @@
+"""Targets and terminals for the tests of the load generator."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import pty
+import socket
+import struct
+import termios
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from nbnet import Server
+from nbnet.notation import Target
+
+from .servers import Behaviour, serving
+
+
+@pytest.fixture
+def reversing() -> Iterator[Target]:
+    """Where the bundled server listens."""
+    with Server(port=0) as server:
+        yield server.address
+
+
+@pytest.fixture
+def refusing() -> Iterator[Target]:
+    """An address that is taken, so that nobody else listens there, and refuses."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield Target(*bound.getsockname())
+
+
+@pytest.fixture
+def hostile() -> Iterator[Callable[[Behaviour], Target]]:
+    """Starts servers that behave as told."""
+    with contextlib.ExitStack() as stack:
+        yield lambda behave: stack.enter_context(serving(behave))
+
+
+@pytest.fixture
+def terminal() -> Iterator[tuple[int, int]]:
+    """A terminal of 80 columns: the end that a person sees, and that of programs."""
+    person, program = pty.openpty()
+    fcntl.ioctl(program, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    try:
+        yield person, program
+    finally:
+        os.close(person)
+        os.close(program)

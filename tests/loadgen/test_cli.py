@@ -1,0 +1,439 @@
+"""The command as people and scripts run it: a process, its output and its exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loadgen import __version__
+from nbnet.notation import Target
+
+from .processes import catches, children_of, files_of, is_gone, wait_until
+from .servers import Behaviour, Peer, closes, ends_after, silent, wrong_at
+
+PATIENCE = 30.0
+
+
+def loadgen(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "loadgen", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+        stdin=subprocess.DEVNULL,
+        env=os.environ | (env or {}),
+    )
+
+
+@contextlib.contextmanager
+def running(*arguments: str, stderr: int = subprocess.PIPE) -> Iterator[subprocess.Popen[str]]:
+    """Start the command in a session of its own; neither it nor a child of it is left."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "loadgen", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+        start_new_session=True,
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            for pid in children_of(process.pid).values():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            process.kill()
+
+
+def the_line(ended: subprocess.CompletedProcess[str]) -> str:
+    """The only line on standard error, where nothing stands on standard output."""
+    assert ended.stdout == ""
+    [line] = ended.stderr.splitlines()
+    return line
+
+
+# The main job ----------------------------------------------------------------
+
+
+def test_without_a_target_the_bundled_server_is_loaded_and_every_reply_verified() -> None:
+    ended = loadgen("-c", "200", "-d", "0.5s")
+    assert ended.returncode == 0
+    assert re.fullmatch(
+        r"no --target: started the bundled server on 127\.0\.0\.1:\d+\n", ended.stderr
+    )
+    first, *_, last = ended.stdout.splitlines()
+    assert re.fullmatch(
+        r"200 connections to 127\.0\.0\.1:\d+ \(bundled server\), [\d.]+ m?s measured",
+        first,
+    )
+    assert "connections 200 asked   200 held   0 failed   0 lost" in ended.stdout
+    assert last == "OK: every reply verified"
+
+
+def test_a_server_that_runs_already_is_loaded(reversing: Target) -> None:
+    ended = loadgen("--target", str(reversing), "--conns", "20", "--duration", "200ms")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.startswith(f"20 connections to {reversing}, ")
+
+
+def test_a_host_by_name_is_loaded(reversing: Target) -> None:
+    ended = loadgen("-t", f"localhost:{reversing.port}", "-c", "2", "-d", "0.1")
+    assert ended.returncode == 0
+    assert ended.stdout.startswith(f"2 connections to localhost:{reversing.port}, ")
+
+
+def test_the_payload_is_sent_as_it_is_given(tmp_path: Path, reversing: Target) -> None:
+    path = tmp_path / "run.json"
+    arguments = ("-t", str(reversing), "-c", "2", "-d", "0.1", "--json", str(path))
+    ended = loadgen(*arguments, "--payload", "grüße")  # 7 bytes in UTF-8
+    assert ended.returncode == 0
+    assert json.loads(path.read_text())["plan"]["payload_bytes"] == 7
+
+
+def test_two_thousand_connections_are_all_served() -> None:
+    ended = loadgen("-c", "2k", "-d", "1s", "--json", "-")
+    document = json.loads(ended.stdout)
+    assert ended.returncode == 0
+    assert_all_verified(document, 2000)
+
+
+@pytest.mark.slow
+def test_five_thousand_connections_for_five_seconds_are_all_served() -> None:
+    ended = loadgen("--conns", "5000", "--duration", "5s", "--json", "-")
+    document = json.loads(ended.stdout)
+    assert ended.returncode == 0
+    assert_all_verified(document, 5000)
+    assert document["duration_seconds"] == pytest.approx(5.0, abs=0.5)
+
+
+def assert_all_verified(document: dict[str, Any], connections: int) -> None:
+    assert document["connections"] == {
+        "asked": connections,
+        "held": connections,
+        "failed": 0,
+        "lost": 0,
+        "reconnected": 0,
+    }
+    requests = document["requests"]
+    assert requests["sent"] == requests["verified"] >= connections
+    assert requests["wrong"] == requests["failed"] == requests["timed_out"] == 0
+    assert document["latency_seconds"]["count"] == requests["verified"]
+    assert document["connect_seconds"]["count"] == connections
+    assert document["errors"] == {}
+    assert document["verdict"] == "OK: every reply verified"
+
+
+# JSON ------------------------------------------------------------------------
+
+FIGURES = {
+    name: (int if name == "count" else float)
+    for name in "count min mean max p50 p75 p90 p95 p99 p99.9 p99.99".split()  # noqa: SIM905  # reads better
+}
+NOTHING = type(None)
+SCHEMA: dict[str, Any] = {
+    "schema": str,
+    "version": str,
+    "plan": {
+        "connections": int,
+        "duration_seconds": float,
+        "payload_bytes": int,
+        "connect_timeout_seconds": float,
+        "grace_seconds": float,
+    },
+    "target": str,
+    "embedded": bool,
+    "started_at": str,
+    "duration_seconds": float,
+    "interrupted": bool,
+    "connections": dict.fromkeys(["asked", "held", "failed", "lost", "reconnected"], int),
+    "requests": dict.fromkeys(
+        ["planned", "sent", "verified", "wrong", "failed", "timed_out", "unsent", "late"], int
+    ),
+    "errors": {},
+    "mismatches": list,
+    "throughput": dict.fromkeys(
+        ["requests_per_second", "sent_bytes_per_second", "received_bytes_per_second"], float
+    ),
+    "latency_seconds": FIGURES,
+    "service_seconds": FIGURES,
+    "connect_seconds": FIGURES,
+    "split": {"samples": int, "server_seconds": NOTHING, "loader_wait_seconds": NOTHING},
+    "loader": {
+        "cpu_percent": float,
+        "schedule_lag_seconds": NOTHING,
+        "bound": NOTHING,
+        "reason": NOTHING,
+    },
+    "thresholds": list,
+    "series": list,
+    "environment": {"python": str, "implementation": str, "system": str, "processors": int},
+    "verdict": str,
+}
+
+
+def assert_matches(value: Any, schema: Any, path: str = "document") -> None:
+    """Whether a JSON value has exactly the keys and types of the schema."""
+    if isinstance(schema, dict):
+        assert value.keys() == schema.keys(), path
+        for key, inner in schema.items():
+            assert_matches(value[key], inner, f"{path}.{key}")
+    else:
+        assert type(value) is schema, path
+
+
+def test_the_document_has_every_key_with_its_type(tmp_path: Path, reversing: Target) -> None:
+    path = tmp_path / "run.json"
+    ended = loadgen("-t", str(reversing), "-c", "10", "-d", "0.3", "--json", str(path))
+    assert ended.returncode == 0
+    assert ended.stdout.endswith("OK: every reply verified\n"), (
+        "the summary is printed all the same"
+    )
+    assert list(tmp_path.iterdir()) == [path], "nothing is left beside the file"
+    document = json.loads(path.read_text())
+    assert_matches(document, SCHEMA)
+    assert document["schema"] == "loadgen/1"
+    assert document["target"] == str(reversing)
+    assert (document["embedded"], document["interrupted"]) == (False, False)
+    assert document["plan"]["connections"] == 10
+    assert_all_verified(document, 10)
+    series = document["series"]
+    entry = {"t": float, "requests": int, "failed": int, "p50": float, "p99": float}
+    for each in series:
+        assert_matches(each, entry)
+    assert series[0]["t"] == 0.0
+    assert sum(each["requests"] for each in series) == document["requests"]["verified"]
+    latency = document["latency_seconds"]
+    assert 0 < latency["min"] <= latency["p50"] <= latency["p99"] <= latency["max"] < 5
+
+
+def test_json_on_standard_output_has_that_to_itself() -> None:
+    ended = loadgen("-c", "10", "-d", "0.2", "--json", "-")
+    assert ended.returncode == 0
+    assert_matches(json.loads(ended.stdout), SCHEMA)
+    assert "started the bundled server" in ended.stderr
+    assert ended.stderr.endswith("OK: every reply verified\n")
+
+
+def test_a_failed_run_is_written_too(
+    tmp_path: Path, hostile: Callable[[Behaviour], Target]
+) -> None:
+    path = tmp_path / "run.json"
+    target = hostile(wrong_at(4, b"00003abc"))
+    ended = loadgen("-t", str(target), "-c", "3", "--json", str(path))
+    assert ended.returncode == 1
+    document = json.loads(path.read_text())
+    assert document["requests"]["wrong"] == 3
+    assert document["errors"] == {"wrong reply": 3}
+    assert sorted(each.pop("connection") for each in document["mismatches"]) == [1, 2, 3]
+    assert document["mismatches"] == 3 * [
+        {"sent": b"00003abc".hex(), "expected": b"00003cba".hex(), "got": b"00003abc".hex()}
+    ]
+
+
+# Servers that fail -----------------------------------------------------------
+
+
+def test_wrong_replies_are_counted_exactly_and_shown(
+    hostile: Callable[[Behaviour], Target],
+) -> None:
+    ended = loadgen("-t", str(hostile(wrong_at(10, b"00003cbX"))), "-c", "5")
+    assert (ended.returncode, ended.stderr) == (1, "")
+    assert "replies     45 verified   5 wrong   0 failed   0 missing" in ended.stdout
+    assert "    sent      3030303033616263\n" in ended.stdout
+    assert "    expected  3030303033636261\n" in ended.stdout
+    assert "    got       3030303033636258\n" in ended.stdout
+    assert ended.stdout.endswith("FAILED: 5 wrong replies, 5 connections lost\n")
+
+
+def test_a_server_that_closes_its_connections_fails_the_run(
+    hostile: Callable[[Behaviour], Target],
+) -> None:
+    ended = loadgen("-t", str(hostile(ends_after(3, closes))), "-c", "4")
+    assert (ended.returncode, ended.stderr) == (1, "")
+    assert "replies     12 verified   0 wrong   4 failed   0 missing" in ended.stdout
+    assert "          4  closed by the server\n" in ended.stdout
+    assert ended.stdout.endswith("FAILED: 4 failed requests, 4 connections lost\n")
+
+
+def test_a_server_that_never_answers_fails_the_run_when_the_grace_is_over(
+    hostile: Callable[[Behaviour], Target],
+) -> None:
+    ended = loadgen("-t", str(hostile(silent)), "-c", "3", "-d", "0.1")
+    assert (ended.returncode, ended.stderr) == (1, "")
+    assert "replies     0 verified   0 wrong   0 failed   3 missing" in ended.stdout
+    assert ended.stdout.endswith("FAILED: 3 requests without a reply\n")
+
+
+# What cannot be done ---------------------------------------------------------
+
+
+def test_a_port_where_nobody_listens_is_named_in_one_line(refusing: Target) -> None:
+    ended = loadgen("--target", str(refusing), "-c", "3")
+    assert ended.returncode == 4
+    assert the_line(ended).startswith(f"loadgen: cannot connect to {refusing}: Connection refused")
+    assert "nbnet serve" in ended.stderr
+
+
+@pytest.mark.parametrize("host", ["host.invalid", "."])
+def test_an_unknown_host_is_named_in_one_line(host: str) -> None:
+    ended = loadgen("--target", f"{host}:80")
+    assert ended.returncode == 4
+    assert the_line(ended).startswith(f"loadgen: cannot connect to {host}:80: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--conns", "0"], "0 connections: at least 1 is needed"),
+        (["--conns", "-3"], "--conns: '-3' is no count"),
+        (["--conns", "10M"], "10000000 connections are more than"),
+        (["--conns", "10M", "--target", "127.0.0.1:1"], "10000000 connections are more than"),
+        (["--duration", "5x"], "--duration: '5x' is no duration"),
+        (["--duration", "0"], "a duration of 0 s: more than 0 is needed"),
+        (["--target", "foo"], "--target: 'foo' is no target"),
+        (["--target", "localhost:0"], "--target: 'localhost:0' is no target"),
+        (["--payload", ""], "a payload of 0 bytes: a request holds 1 to 99,999"),
+        (["--payload", "x" * 100_000], "a payload of 100000 bytes: a request holds 1 to 99,999"),
+        (["--json", "/nowhere/at/all.json"], "--json: cannot write /nowhere/at/all.json"),
+        (["--json", "/"], "--json: cannot write /"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
+)
+def test_what_makes_no_sense_is_refused_in_one_line_before_anything_is_started(
+    arguments: list[str], says: str
+) -> None:
+    ended = loadgen(*arguments)
+    assert ended.returncode == 2
+    assert the_line(ended).startswith(f"loadgen: {says}")
+
+
+def test_an_unknown_option_is_a_usage_error() -> None:
+    ended = loadgen("--connectoins", "5")
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    assert "No such option" in ended.stderr
+
+
+def test_a_file_that_cannot_be_written_after_the_run_is_an_error_with_the_summary_printed(
+    tmp_path: Path, hostile: Callable[[Behaviour], Target]
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+
+    def remove_the_folder(peer: Peer) -> None:
+        for _ in peer.requests():
+            folder.rmdir()
+            return
+
+    target = hostile(remove_the_folder)
+    ended = loadgen("-t", str(target), "-c", "1", "--json", str(folder / "run.json"))
+    assert ended.returncode == 1
+    assert ended.stdout.endswith("FAILED: 1 failed requests, 1 connections lost\n")
+    [line] = ended.stderr.splitlines()
+    assert line.startswith("loadgen: cannot write ")
+    assert line.endswith(": No such file or directory")
+
+
+def test_an_engine_that_fails_is_an_error_in_the_end() -> None:
+    with running("-c", "2", "-d", "10m") as process:
+        wait_until(lambda: "loadgen.worker" in children_of(process.pid))
+        os.kill(children_of(process.pid)["loadgen.worker"], signal.SIGKILL)
+        stdout, stderr = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, stdout) == (1, "")
+    assert stderr.splitlines()[1:] == ["loadgen: an engine's process failed"]
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    ended = loadgen("--version")
+    assert (ended.returncode, ended.stdout) == (0, f"loadgen {__version__}\n")
+
+
+def test_the_help_names_every_option_and_exit_code() -> None:
+    ended = loadgen("--help", env={"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"})
+    assert ended.returncode == 0
+    for option in ("--conns", "--duration", "--target", "--payload", "--json", "--version"):
+        assert option in ended.stdout
+    assert "130" in ended.stdout
+
+
+# Interrupted -----------------------------------------------------------------
+
+
+def watch(person: int, for_what: bytes) -> None:
+    """Read what is drawn on a terminal until something is seen on it."""
+    seen = b""
+    while for_what not in seen:
+        assert select.select([person], [], [], PATIENCE)[0], "nothing more is drawn"
+        seen += os.read(person, 65536)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_has_the_report_printed_and_every_process_gone(
+    number: signal.Signals, terminal: tuple[int, int], tmp_path: Path
+) -> None:
+    person, program = terminal
+    path = tmp_path / "run.json"
+    arguments = ("-c", "20", "-d", "10m", "--json", str(path))
+    with running(*arguments, stderr=program) as process:
+        watch(person, b"requests/s")  # a snapshot of the measured time is drawn
+        children = children_of(process.pid)
+        assert children.keys() == {"loadgen.embedded", "loadgen.worker"}
+        os.killpg(process.pid, number)  # as Ctrl-C does: to all that are in the foreground
+        stdout, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130
+    assert "connections 20 asked   20 held   0 failed   0 lost" in stdout
+    assert stdout.endswith("INTERRUPTED: every reply so far verified\n")
+    assert all(is_gone(pid) for pid in children.values())
+    document = json.loads(path.read_text())
+    assert document["interrupted"] is True
+    assert document["requests"]["verified"] == document["requests"]["sent"] > 0
+
+
+def test_a_second_interrupt_ends_at_once_without_a_report(
+    hostile: Callable[[Behaviour], Target],
+) -> None:
+    asked = threading.Semaphore(0)
+
+    def only_ask(peer: Peer) -> None:
+        for _ in peer.requests():
+            asked.release()
+
+    with running("-t", str(hostile(only_ask)), "-c", "3", "-d", "10m") as process:
+        # Requests are in flight, so that the first interrupt has to wait for replies;
+        # and the engine is held, so that it does not give them up meanwhile.
+        assert all(asked.acquire(timeout=PATIENCE) for _ in range(3))
+        wait_until(lambda: catches(process.pid, signal.SIGTERM))  # the last handler installed
+        worker = children_of(process.pid)["loadgen.worker"]
+        os.kill(worker, signal.SIGSTOP)
+        control = str(Path(f"/proc/{worker}/fd/0").readlink())
+        assert control in files_of(process.pid)
+        process.send_signal(signal.SIGINT)
+        wait_until(lambda: control not in files_of(process.pid))  # it is dealt with
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, stdout, stderr) == (130, "", "")
+    assert is_gone(worker)
+
+
+def test_children_do_not_outlive_a_parent_that_is_killed() -> None:
+    with running("-c", "5", "-d", "10m") as process:
+        wait_until(lambda: len(children_of(process.pid)) == 2)
+        children = children_of(process.pid)
+        process.kill()
+        process.wait(PATIENCE)
+        wait_until(lambda: all(is_gone(pid) for pid in children.values()))

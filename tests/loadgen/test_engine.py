@@ -1,0 +1,593 @@
+"""The real load loop in a world in memory: what depends on timing and order.
+
+``run`` of ``fakes`` checks after every run that each request sent was counted
+once, that the snapshots add up, and that every socket was closed once.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from loadgen.engine import CONNECTING_AT_ONCE, FOLD_AT, READ_SIZE
+from loadgen.histogram import bucket_indices
+from loadgen.tally import MISMATCHES_KEPT, Mismatch, Phase
+from loadgen.traffic import reversed_text
+from nbnet.pollers import ERROR, READ, WRITE
+
+from .fakes import (
+    LATENCY,
+    MS,
+    FakeSocket,
+    World,
+    connects,
+    fails_to_connect,
+    honest,
+    never_connects,
+    only_at,
+    os_error,
+    run,
+    silent,
+)
+
+FRAME, EXPECTED = reversed_text(b"abc")
+
+
+def bucket(nanoseconds: int) -> int:
+    return bucket_indices([nanoseconds])[0]
+
+
+def says(*pieces: bytes) -> Callable[[FakeSocket], None]:
+    return lambda socket: socket.say(*pieces)
+
+
+# Connecting ------------------------------------------------------------------
+
+
+def test_every_connection_is_held_and_its_time_recorded() -> None:
+    world = World()
+    world.connect_takes = 2 * MS
+    counts = run(world, connections=3).counts
+    assert (counts.held, counts.failed_to_connect, counts.lost) == (3, 0, 0)
+    assert counts.connect == {bucket(2 * MS): 3}
+
+
+def test_the_time_to_connect_counts_from_before_the_call_that_connects() -> None:
+    world = World()
+    world.dial_takes, world.connect_takes = 3 * MS, 2 * MS
+    assert run(world).counts.connect == {bucket(5 * MS): 1}
+
+
+def test_only_some_hundred_connections_are_begun_at_once() -> None:
+    world = World()
+    pending: list[int] = []
+    dial = world.dial
+
+    def counting_dial() -> FakeSocket:
+        pending.append(sum(not socket.connected for socket in world.sockets))
+        return dial()
+
+    world.dial = counting_dial  # type: ignore[method-assign]  # to look in at each call
+    run(world, connections=2 * CONNECTING_AT_ONCE + 3, duration=0.001)
+    assert len(pending) == 2 * CONNECTING_AT_ONCE + 3
+    assert max(pending) == CONNECTING_AT_ONCE - 1
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (errno.ECONNREFUSED, "connect: Connection refused"),
+        (errno.ENETUNREACH, "connect: Network is unreachable"),
+        (errno.ETIMEDOUT, "connect: Connection timed out"),
+        (errno.EADDRNOTAVAIL, "connect: Cannot assign requested address"),
+        (errno.EMFILE, "connect: Too many open files"),
+    ],
+)
+@pytest.mark.parametrize("at_once", [True, False], ids=["at once", "later"])
+def test_connections_that_fail_are_counted_by_kind(code: int, kind: str, at_once: bool) -> None:
+    world = World()
+    world.dials.extend([connects, os_error(code) if at_once else fails_to_connect(code)])
+    counts = run(world, connections=3).counts
+    assert (counts.held, counts.failed_to_connect) == (2, 1)
+    assert counts.errors == {kind: 1}
+    assert counts.verified > 0
+
+
+def test_without_any_connection_nothing_is_measured() -> None:
+    world = World()
+    world.dials.extend([fails_to_connect(errno.ECONNREFUSED)] * 2)
+    outcome = run(world, connections=2)
+    assert outcome.counts.sent == 0
+    assert outcome.elapsed == 0
+    assert {snapshot.phase for snapshot in outcome.snapshots} == {Phase.DONE}
+
+
+def test_connecting_that_gets_no_answer_ends_at_its_deadline() -> None:
+    world = World()
+    world.dials.extend([connects, never_connects])
+    counts = run(world, connections=2, connect_timeout=0.5, duration=0.01).counts
+    assert (counts.held, counts.failed_to_connect) == (1, 1)
+    assert counts.errors == {"connect: Connection timed out": 1}
+    assert counts.verified == 11
+    assert world.now == 500 * MS + 10 * MS + LATENCY
+
+
+def test_connections_not_even_begun_by_the_deadline_count_as_failed() -> None:
+    world = World()
+    asked = CONNECTING_AT_ONCE + 88
+    world.dials.extend([never_connects] * asked)
+    counts = run(world, connections=asked, connect_timeout=0.5).counts
+    assert len(world.sockets) == CONNECTING_AT_ONCE
+    assert counts.errors == {"connect: Connection timed out": asked}
+
+
+def test_there_are_snapshots_while_connecting() -> None:
+    world = World()
+    world.connect_takes = 600 * MS
+    snapshots = run(world).snapshots
+    assert [s.phase for s in snapshots[:4]] == [Phase.CONNECTING] * 3 + [Phase.DONE]
+    assert [s.counts.held for s in snapshots[:3]] == [0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("act", "kind"),
+    [
+        (lambda socket: socket.say(b"00003cba"), "reply without a request"),
+        (lambda socket: socket.close_by_server(), "closed by the server"),
+        (lambda socket: socket.reset_by_server(), "Connection reset by peer"),
+    ],
+    ids=["says something", "closes", "resets"],
+)
+def test_a_server_that_acts_before_any_request_loses_its_connection_at_once(
+    act: Callable[[FakeSocket], None], kind: str
+) -> None:
+    def acts_early(socket: FakeSocket) -> None:
+        connects(socket)
+        act(socket)
+
+    world = World()
+    world.dials.extend([acts_early, never_connects])  # the second keeps the phase going
+    counts = run(world, connections=2).counts
+    assert (counts.held, counts.lost, counts.failed_to_connect) == (1, 1, 1)
+    assert (counts.sent, counts.wrong, counts.failed) == (0, 0, 0)
+    assert counts.errors[kind] == 1
+    assert not world.sockets[0].received
+
+
+def test_stopping_while_connecting_measures_nothing_and_blames_nobody() -> None:
+    world = World()
+    world.dials.extend([connects, never_connects])
+    world.at(300 * MS, world.stop)
+    outcome = run(world, connections=2)
+    assert world.now == 300 * MS
+    assert (outcome.counts.held, outcome.counts.failed_to_connect) == (1, 0)
+    assert outcome.counts.sent == 0
+    assert outcome.snapshots[-1].phase is Phase.DONE
+
+
+# Measuring -------------------------------------------------------------------
+
+
+def test_each_verified_reply_is_followed_by_the_next_request() -> None:
+    world = World()
+    outcome = run(world, connections=2, duration=0.01)
+    counts = outcome.counts
+    # Ten round trips in the time, and the request of the last is waited for.
+    assert (counts.sent, counts.verified, counts.on_time) == (22, 22, 20)
+    assert counts.latency == {bucket(LATENCY): 22}
+    assert all(bytes(socket.received) == FRAME * 11 for socket in world.sockets)
+    assert outcome.elapsed == 0.01
+    assert counts.cpu_seconds == 0.0025
+    assert not counts.errors
+
+
+def test_a_request_costs_one_poll_one_read_and_one_send() -> None:
+    world = World()
+    run(world, duration=0.05)
+    names = [name for name, _ in world.calls]
+    first_reply = names.index("recv")
+    assert names[first_reply : first_reply + 150] == ["recv", "send", "poll"] * 50
+
+
+@pytest.mark.parametrize("cut", range(1, len(EXPECTED)))
+def test_a_reply_in_two_pieces_is_verified(cut: int) -> None:
+    world = World(server=only_at(3, says(EXPECTED[:cut], EXPECTED[cut:])))
+    counts = run(world, connections=2).counts
+    assert counts.verified == counts.sent == 22
+    assert not counts.errors
+
+
+# How fast examples are made says nothing about the code.
+@settings(
+    deadline=None,
+    derandomize=True,
+    max_examples=60,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+@given(
+    size=st.integers(1, 40) | st.sampled_from([READ_SIZE - 6, READ_SIZE - 5, READ_SIZE, 99_999]),
+    cuts=st.lists(st.lists(st.integers(min_value=1, max_value=100_003), max_size=8), min_size=1),
+)
+def test_however_replies_are_cut_each_is_verified(size: int, cuts: list[list[int]]) -> None:
+    message = reversed_text((bytes(range(251)) * 400)[:size])
+
+    def serve(socket: FakeSocket, request: int) -> None:
+        ends = sorted({cut % len(message.expected) for cut in cuts[request % len(cuts)]} - {0})
+        starts = [0, *ends]
+        pieces = [
+            message.expected[start:end]
+            for start, end in zip(starts, [*ends, len(message.expected)], strict=True)
+        ]
+        socket.say(*pieces)
+
+    world = World(message, serve)
+    counts = run(world, connections=2, duration=0.0025).counts
+    assert counts.verified == counts.sent == 6
+    assert (counts.lost, counts.wrong) == (0, 0)
+
+
+def test_a_reply_that_takes_several_reads_is_verified() -> None:
+    world = World(reversed_text(bytes(range(250)) * 399))
+    assert len(world.message.expected) > READ_SIZE
+    counts = run(world).counts
+    assert counts.verified == counts.sent > 1
+
+
+@pytest.mark.parametrize(
+    ("pieces", "got"),
+    [
+        ((b"00003abc",), b"00003abc"),
+        ((b"00003cbX",), b"00003cbX"),
+        ((b"00002cb",), b"00002cb"),
+        ((b"00004xcba",), b"00004xcba"),
+        ((b"+0003cba",), b"+0003cba"),
+        ((b"00000",), b"00000"),
+        ((b"00003cba00003cba",), b"00003cba0"),  # no more is read than shows the fault
+        ((b"00003cba\r\n",), b"00003cba\r"),
+        ((b"00003c", b"ba!"), b"00003cba!"),
+        ((b"0", b"0003cbX"), b"00003cbX"),
+        ((b"00003c", b"00003cba"), b"00003c00003cba"),
+        ((b"0", b"00", b"X"), b"000X"),
+        ((b"HTTP/1.1 400 Bad Request\r\n",), b"HTTP/1.1 "),
+    ],
+)
+def test_a_wrong_reply_is_counted_kept_and_ends_its_connection(
+    pieces: tuple[bytes, ...], got: bytes
+) -> None:
+    world = World(server=only_at(3, says(*pieces)))
+    outcome = run(world)
+    counts = outcome.counts
+    assert (counts.sent, counts.verified, counts.wrong, counts.lost) == (3, 2, 1, 1)
+    assert counts.errors == {"wrong reply": 1}
+    assert outcome.mismatches == [Mismatch(1, FRAME, EXPECTED, got)]
+
+
+def test_bytes_after_a_right_reply_are_a_wrong_reply_to_the_next_request() -> None:
+    world = World(server=only_at(3, says(EXPECTED, b"!")))
+    outcome = run(world)
+    assert (outcome.counts.sent, outcome.counts.verified, outcome.counts.wrong) == (4, 3, 1)
+    assert outcome.mismatches == [Mismatch(1, FRAME, EXPECTED, b"!")]
+
+
+def test_only_the_first_wrong_replies_are_kept() -> None:
+    world = World(server=only_at(2, says(b"no")))
+    outcome = run(world, connections=MISMATCHES_KEPT + 5)
+    assert outcome.counts.wrong == MISMATCHES_KEPT + 5
+    assert [each.connection for each in outcome.mismatches] == [*range(1, MISMATCHES_KEPT + 1)]
+
+
+@pytest.mark.parametrize("said", [b"", b"000", b"00003cb"], ids=["nothing", "header", "payload"])
+@pytest.mark.parametrize(
+    ("end", "kind"),
+    [
+        (FakeSocket.close_by_server, "closed by the server"),
+        (FakeSocket.reset_by_server, "Connection reset by peer"),
+    ],
+    ids=["closed", "reset"],
+)
+def test_a_connection_that_ends_before_a_reply_is_whole_fails_that_request(
+    said: bytes, end: Callable[..., None], kind: str
+) -> None:
+    def act(socket: FakeSocket) -> None:
+        if said:
+            socket.say(said)
+        end(socket, after=2 * LATENCY)
+
+    counts = run(World(server=only_at(3, act))).counts
+    assert (counts.sent, counts.verified, counts.failed, counts.lost) == (3, 2, 1, 1)
+    assert counts.errors == {kind: 1}
+
+
+@pytest.mark.parametrize("hung_up", [True, False], ids=["reported", "not reported"])
+@pytest.mark.parametrize("events", [1, 2], ids=["once", "twice"])
+def test_a_read_that_fails_loses_its_connection_once(hung_up: bool, events: int) -> None:
+    def fail(socket: FakeSocket) -> None:
+        def act() -> None:
+            socket.hung_up = hung_up
+            socket.inbox.append(os_error(errno.ETIMEDOUT))
+            socket.world.injected.extend([(socket.fd, READ)] * (events - 1))
+
+        socket.world.at(socket.world.now + LATENCY, act)
+
+    counts = run(World(server=only_at(2, fail))).counts
+    assert (counts.sent, counts.verified, counts.failed, counts.lost) == (2, 1, 1, 1)
+    assert counts.errors == {"Connection timed out": 1}
+
+
+def test_a_reply_that_comes_with_a_hangup_is_still_verified() -> None:
+    def last_words(socket: FakeSocket) -> None:
+        def hang_up() -> None:
+            socket.hung_up = True
+            socket.inbox.extend([EXPECTED, b""])
+
+        socket.world.at(socket.world.now + LATENCY, hang_up)
+
+    counts = run(World(server=only_at(2, last_words))).counts
+    assert (counts.sent, counts.verified, counts.failed) == (3, 2, 1)
+    assert counts.errors == {"closed by the server": 1}
+
+
+@pytest.mark.parametrize("code", [errno.EPIPE, errno.ECONNRESET])
+@pytest.mark.parametrize("cut", [0, 3], ids=["whole reply", "cut reply"])
+def test_a_send_that_fails_fails_its_request(code: int, cut: int) -> None:
+    def last_reply(socket: FakeSocket) -> None:
+        socket.send_error = os_error(code)
+        socket.say(*filter(None, [EXPECTED[:cut], EXPECTED[cut:]]))
+
+    counts = run(World(server=only_at(3, last_reply))).counts
+    assert (counts.sent, counts.verified, counts.failed, counts.lost) == (4, 3, 1, 1)
+
+
+def test_a_first_send_that_fails_fails_its_request_even_if_time_is_over_at_once() -> None:
+    def breaks(socket: FakeSocket) -> None:
+        connects(socket)
+        socket.send_error = os_error(errno.EPIPE)
+
+    world = World()
+    world.dials.append(breaks)
+    counts = run(world, connections=2, duration=1e-10).counts
+    assert (counts.sent, counts.failed, counts.timed_out, counts.verified) == (2, 1, 0, 1)
+    assert counts.errors == {"Broken pipe": 1}
+
+
+def test_an_error_without_a_text_of_the_system_is_named_by_its_own() -> None:
+    def fail(socket: FakeSocket) -> None:
+        socket.send_error = OSError("the cable is out")
+        socket.say(EXPECTED)
+
+    assert run(World(server=only_at(2, fail))).counts.errors == {"the cable is out": 1}
+
+
+@pytest.mark.parametrize("room", range(1, len(FRAME) + 2))
+def test_a_request_that_the_kernel_takes_in_parts_is_completed(room: int) -> None:
+    def narrow(socket: FakeSocket) -> None:
+        connects(socket)
+        socket.limit_room(room)
+
+    world = World()
+    world.dials.append(narrow)
+    counts = run(world, connections=2, duration=0.05).counts
+    narrow_one, wide_one = world.sockets
+    assert counts.verified == counts.sent
+    assert 2 <= len(narrow_one.received) / len(FRAME) < len(wide_one.received) / len(FRAME)
+    assert bytes(narrow_one.received) == FRAME * (len(narrow_one.received) // len(FRAME))
+
+
+@pytest.mark.parametrize("spurious", [False, True])
+def test_a_request_that_the_kernel_refuses_is_sent_when_there_is_room(spurious: bool) -> None:
+    def full(socket: FakeSocket) -> None:
+        connects(socket)
+        socket.limit_room(100, full=True)
+        if spurious:
+            event = (socket.fd, WRITE)
+            world.at(5 * LATENCY // 4, lambda: world.injected.append(event))
+
+    world = World()
+    world.dials.append(full)
+    counts = run(world, duration=0.002).counts
+    assert counts.verified == counts.sent == 2
+    assert counts.latency == {bucket(LATENCY): 1, bucket(3 * LATENCY // 2): 1}
+    assert bytes(world.sockets[0].received) == FRAME * 2
+
+
+def test_only_an_unsent_rest_waits_for_the_socket_to_become_writable() -> None:
+    def narrow(socket: FakeSocket) -> None:
+        connects(socket)
+        socket.limit_room(5)
+
+    masks: list[int] = []
+    world = World()
+    world.dials.append(narrow)
+    # Connected at 1 ms, when 5 of 8 bytes are taken; the others at 2.5; the reply
+    # is there at 3.5, and then 2 bytes of the next request are taken.
+    for time in (2, 3, 4):
+        world.at(time * MS, lambda: masks.append(world.interest[world.sockets[0].fd]))
+    run(world)
+    assert masks == [READ | WRITE, READ, READ | WRITE]
+
+
+def test_a_connection_that_fails_while_a_request_is_being_completed_is_lost() -> None:
+    def narrow(socket: FakeSocket) -> None:
+        connects(socket)
+        socket.limit_room(5)
+        socket.reset_by_server(after=5 * LATENCY // 2)
+
+    world = World()
+    world.dials.append(narrow)
+    counts = run(world).counts
+    assert (counts.sent, counts.verified, counts.failed, counts.lost) == (1, 0, 1, 1)
+    assert counts.errors == {"Connection reset by peer": 1}
+
+
+@pytest.mark.parametrize("mask", [READ, READ | WRITE, ERROR, WRITE])
+def test_a_spurious_event_changes_nothing(mask: int) -> None:
+    world = World()
+    world.at(7 * LATENCY // 2, lambda: world.injected.append((world.sockets[0].fd, mask)))
+    world.at(7 * LATENCY // 2, lambda: world.injected.append((world.control_fd + 1000, mask)))
+    counts = run(world).counts
+    assert counts.verified == counts.sent == 11
+    assert not counts.errors
+
+
+def test_an_event_of_a_closed_connection_is_ignored() -> None:
+    world = World(server=lambda socket, n: (silent if socket.fd == 4 else honest)(socket, n))
+    world.at(3 * LATENCY, lambda: world.sockets[0].close_by_server(after=0))
+    world.at(5 * LATENCY, lambda: world.injected.append((4, READ)))
+    counts = run(world, connections=2).counts
+    assert counts.errors == {"closed by the server": 1}
+    assert counts.lost == 1
+
+
+def test_connections_are_closed_after_the_batch_that_ended_them() -> None:
+    def serve(socket: FakeSocket, request: int) -> None:
+        if request == 2 and socket.fd == 4:
+            socket.say(b"wrong")
+        else:
+            honest(socket, request)
+
+    world = World(server=serve)
+    run(world, connections=3)
+    closed = world.calls.index(("close", 4))
+    assert world.calls[closed - 6 : closed + 2] == [
+        ("poll", -1),
+        ("recv", 4),
+        ("recv", 5),
+        ("send", 5),
+        ("recv", 6),
+        ("send", 6),
+        ("close", 4),
+        ("poll", -1),
+    ]
+
+
+def test_the_run_ends_early_when_no_connection_is_left() -> None:
+    world = World(server=only_at(3, FakeSocket.close_by_server))
+    outcome = run(world, connections=2, duration=10)
+    assert outcome.elapsed == 0.003
+    assert (outcome.counts.failed, outcome.counts.lost) == (2, 2)
+
+
+def test_stopping_while_measuring_waits_for_the_replies_still_to_come() -> None:
+    world = World()
+    world.at(LATENCY * 11 // 2, world.stop)
+    outcome = run(world, connections=2, duration=10)
+    assert outcome.elapsed == 0.0045
+    assert outcome.counts.verified == outcome.counts.sent == 10
+    assert outcome.snapshots[-1].phase is Phase.DONE
+
+
+def test_more_latencies_than_are_kept_at_once_are_all_counted() -> None:
+    counts = run(World(), connections=FOLD_AT + 100, duration=0.004).counts
+    assert counts.verified == counts.sent == 5 * (FOLD_AT + 100)
+    assert counts.latency == {bucket(LATENCY): counts.verified}
+
+
+def test_snapshots_come_four_times_a_second_and_add_up() -> None:
+    outcome = run(World(), duration=1.0)
+    measured = [s for s in outcome.snapshots if s.phase is Phase.MEASURING]
+    assert [s.elapsed for s in measured] == [0.25, 0.5, 0.75]
+    assert [s.counts.verified for s in measured] == [250, 250, 250]
+    assert outcome.snapshots[-1].counts.verified == 251
+    assert outcome.counts.verified == 1001
+
+
+# Draining --------------------------------------------------------------------
+
+
+def slow(socket: FakeSocket, _number: int) -> None:
+    socket.say(EXPECTED, after=30 * MS)
+
+
+def test_a_late_reply_is_verified_but_not_on_time() -> None:
+    world = World(server=slow)
+    outcome = run(world, duration=0.05)
+    counts = outcome.counts
+    assert (counts.sent, counts.verified, counts.on_time) == (2, 2, 1)
+    assert counts.latency == {bucket(30 * MS): 2}
+    assert outcome.elapsed == 0.05
+    assert world.now == 61 * MS, "no longer than the last reply took"
+
+
+def test_replies_are_awaited_for_the_grace_and_then_time_out() -> None:
+    world = World(server=only_at(3, lambda _: None))
+    counts = run(world, connections=2, grace=0.5).counts
+    assert (counts.sent, counts.verified, counts.timed_out, counts.lost) == (6, 4, 2, 0)
+    assert world.now == LATENCY + 10 * MS + 500 * MS
+
+
+@pytest.mark.parametrize(
+    ("act", "wrong", "failed", "kind"),
+    [
+        (lambda socket: socket.say(b"00003abc", after=20 * MS), 1, 0, "wrong reply"),
+        (lambda socket: socket.say(b"00003", b"c!", after=20 * MS), 1, 0, "wrong reply"),
+        (lambda socket: socket.close_by_server(after=20 * MS), 0, 1, "closed by the server"),
+        (lambda socket: socket.reset_by_server(after=20 * MS), 0, 1, "Connection reset by peer"),
+    ],
+    ids=["wrong", "wrong in pieces", "closed", "reset"],
+)
+def test_what_goes_wrong_while_draining_is_counted_once(
+    act: Callable[[FakeSocket], None], wrong: int, failed: int, kind: str
+) -> None:
+    world = World(server=only_at(3, act))
+    counts = run(world).counts
+    assert (counts.sent, counts.verified) == (3, 2)
+    assert (counts.wrong, counts.failed, counts.timed_out) == (wrong, failed, 0)
+    assert counts.errors == {kind: 1}
+    assert world.now < 30 * MS, "there was nothing more to wait for"
+
+
+def test_a_reply_in_pieces_is_verified_while_draining() -> None:
+    def drip(socket: FakeSocket, _number: int) -> None:
+        for position in range(len(EXPECTED)):
+            socket.say(EXPECTED[position : position + 1], after=(10 + position) * MS)
+
+    counts = run(World(server=drip), duration=0.02).counts
+    assert counts.verified == counts.sent == 2
+
+
+@pytest.mark.parametrize(
+    ("act", "kind"),
+    [
+        (lambda socket: socket.say(b"00003cba", after=2 * MS), "reply without a request"),
+        (lambda socket: socket.close_by_server(after=2 * MS), "closed by the server"),
+    ],
+    ids=["says more", "closes"],
+)
+def test_what_comes_after_the_last_reply_of_a_connection_fails_no_request(
+    act: Callable[[FakeSocket], None], kind: str
+) -> None:
+    def serve(socket: FakeSocket, request: int) -> None:
+        if socket.fd == 5:
+            return  # keeps the engine waiting
+        honest(socket, request)
+        if socket.world.now == 11 * MS:
+            act(socket)
+
+    world = World(server=serve)
+    counts = run(world, connections=2).counts
+    assert (counts.sent, counts.verified, counts.timed_out) == (12, 11, 1)
+    assert (counts.wrong, counts.failed, counts.lost) == (0, 0, 1)
+    assert counts.errors == {kind: 1}
+
+
+def test_an_unsent_rest_is_completed_while_draining() -> None:
+    def narrow(socket: FakeSocket) -> None:
+        connects(socket)
+        socket.limit_room(1)
+
+    world = World()
+    world.dials.append(narrow)
+    counts = run(world, duration=0.004).counts
+    assert counts.verified == counts.sent == 1
+    assert bytes(world.sockets[0].received) == FRAME
+
+
+def test_stopping_while_draining_changes_no_count() -> None:
+    world = World(server=slow)
+    world.at(55 * MS, world.stop)
+    counts = run(world, duration=0.05).counts
+    assert (counts.sent, counts.verified, counts.on_time) == (2, 2, 1)

@@ -1,0 +1,190 @@
+"""The document that programs read: its keys are pinned."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loadgen import __version__
+from loadgen.report.json import document, write
+from loadgen.tally import Counts
+
+from . import runs
+
+FIGURES = ["count", "min", "mean", "max", "p50", "p75", "p90", "p95", "p99", "p99.9", "p99.99"]
+
+
+@pytest.fixture
+def fine() -> dict[str, Any]:
+    return document(runs.fine())
+
+
+def test_the_keys_are_those_of_the_schema(fine: dict[str, Any]) -> None:
+    assert list(fine) == [
+        "schema",
+        "version",
+        "plan",
+        "target",
+        "embedded",
+        "started_at",
+        "duration_seconds",
+        "interrupted",
+        "connections",
+        "requests",
+        "errors",
+        "mismatches",
+        "throughput",
+        "latency_seconds",
+        "service_seconds",
+        "connect_seconds",
+        "split",
+        "loader",
+        "thresholds",
+        "series",
+        "environment",
+        "verdict",
+    ]
+    assert list(fine["split"]) == ["samples", "server_seconds", "loader_wait_seconds"]
+    assert list(fine["loader"]) == ["cpu_percent", "schedule_lag_seconds", "bound", "reason"]
+    for name in ("latency_seconds", "service_seconds", "connect_seconds"):
+        assert list(fine[name]) == FIGURES
+
+
+def test_what_was_asked_of_whom_and_when(fine: dict[str, Any]) -> None:
+    assert (fine["schema"], fine["version"]) == ("loadgen/1", __version__)
+    assert fine["plan"] == {
+        "connections": 2,
+        "duration_seconds": 2.0,
+        "payload_bytes": 3,
+        "connect_timeout_seconds": 10.0,
+        "grace_seconds": 2.0,
+    }
+    assert (fine["target"], fine["embedded"]) == ("127.0.0.1:6789", True)
+    started_at = datetime.fromisoformat(fine["started_at"])
+    assert started_at == runs.fine().started_at
+    assert started_at.tzinfo is not None
+    assert fine["environment"] == {
+        "python": platform.python_version(),
+        "implementation": platform.python_implementation(),
+        "system": platform.platform(),
+        "processors": os.cpu_count(),
+    }
+
+
+def test_what_was_counted(fine: dict[str, Any]) -> None:
+    assert fine["connections"] == {
+        "asked": 2,
+        "held": 2,
+        "failed": 0,
+        "lost": 0,
+        "reconnected": 0,
+    }
+    assert fine["requests"] == {
+        "planned": 8,
+        "sent": 8,
+        "verified": 8,
+        "wrong": 0,
+        "failed": 0,
+        "timed_out": 0,
+        "unsent": 0,
+        "late": 0,
+    }
+    assert (fine["errors"], fine["mismatches"], fine["thresholds"]) == ({}, [], [])
+    assert (fine["interrupted"], fine["verdict"]) == (False, "OK: every reply verified")
+
+
+def test_rates_are_per_second_and_times_in_seconds(fine: dict[str, Any]) -> None:
+    assert fine["duration_seconds"] == 2.0
+    assert fine["throughput"] == {
+        "requests_per_second": 3.0,
+        "sent_bytes_per_second": 32.0,
+        "received_bytes_per_second": 32.0,
+    }
+    assert fine["loader"]["cpu_percent"] == 37.5
+    latency = fine["latency_seconds"]
+    assert latency["count"] == 8
+    assert latency["min"] == pytest.approx(0.001, rel=1e-3)
+    assert latency["mean"] == pytest.approx(0.003625, rel=1e-3)
+    assert latency["p50"] == pytest.approx(0.003, rel=1e-3)
+    assert latency["p75"] == pytest.approx(0.004, rel=1e-3)
+    assert latency["p99.99"] == latency["max"] == pytest.approx(0.010, rel=1e-3)
+    assert fine["service_seconds"] == latency
+    assert fine["connect_seconds"]["max"] == pytest.approx(0.0007, rel=1e-3)
+
+
+def test_the_series_has_an_entry_a_second(fine: dict[str, Any]) -> None:
+    first, second = fine["series"]
+    assert (first["t"], first["requests"], first["failed"]) == (0.0, 4, 0)
+    assert (second["t"], second["requests"], second["failed"]) == (1.0, 4, 0)
+    assert first["p50"] == pytest.approx(0.001, rel=1e-3)
+    assert first["p99"] == pytest.approx(0.003, rel=1e-3)
+    assert second["p99"] == pytest.approx(0.010, rel=1e-3)
+
+
+def test_a_failed_run_has_its_errors_and_wrong_replies() -> None:
+    failed = document(runs.failed())
+    assert failed["errors"] == {
+        "connect: Connection refused": 1,
+        "wrong reply": 3,
+        "closed by the server": 2,
+    }
+    assert failed["mismatches"] == [
+        {
+            "connection": 2,
+            "sent": b"00003abc".hex(),
+            "expected": b"00003cba".hex(),
+            "got": b"00003abc".hex(),
+        }
+    ]
+    assert failed["connections"]["failed"] == failed["connections"]["lost"] == 1
+    assert failed["verdict"].startswith("FAILED: ")
+    assert failed["embedded"] is False
+
+
+def test_a_run_that_measured_nothing_has_all_keys_and_no_rates() -> None:
+    nothing = document(runs.interrupted_while_connecting())
+    assert list(nothing) == list(document(runs.fine()))
+    assert nothing["interrupted"] is True
+    assert set(nothing["throughput"].values()) == {0.0}
+    assert set(nothing["latency_seconds"].values()) == {0}
+    assert nothing["loader"]["cpu_percent"] == 0.0
+
+
+def test_a_run_without_a_reply_in_some_second_has_a_series_all_the_same() -> None:
+    run = runs.finished(runs.snapshots(Counts(held=1, sent=1), Counts(failed=1)))
+    assert document(run)["series"] == [
+        {"t": 0.0, "requests": 0, "failed": 0, "p50": 0.0, "p99": 0.0},
+        {"t": 1.0, "requests": 0, "failed": 1, "p50": 0.0, "p99": 0.0},
+    ]
+
+
+def test_the_document_is_written_to_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    path.write_text("an older run")
+    write(runs.fine(), str(path))
+    assert json.loads(path.read_text()) == document(runs.fine())
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_document_is_written_to_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
+    write(runs.fine(), "-")
+    assert json.loads(capsys.readouterr().out) == document(runs.fine())
+
+
+def test_a_file_that_cannot_be_replaced_stays_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    path.mkdir()
+    with pytest.raises(IsADirectoryError):
+        write(runs.fine(), str(path))
+    assert list(tmp_path.iterdir()) == [path], "nothing is left beside it"
+
+
+def test_a_folder_that_went_away_is_an_error_of_the_system(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        write(runs.fine(), str(tmp_path / "missing" / "run.json"))

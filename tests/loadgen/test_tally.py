@@ -1,0 +1,118 @@
+"""Snapshots of any number of engines add up, whatever order they come in."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import fields
+
+import pytest
+
+from loadgen.histogram import Histogram
+from loadgen.tally import MISMATCHES_KEPT, Counts, Mismatch, Phase, Snapshot, Tally
+
+
+def filled(number: int) -> Counts:
+    """Counts in which every field differs from every other."""
+    counts = Counts()
+    for position, each in enumerate(fields(Counts), start=1):
+        value = number * position
+        if isinstance(getattr(counts, each.name), Counter):
+            setattr(counts, each.name, Counter({"kind": value, position: 1}))
+        else:
+            setattr(counts, each.name, value)
+    return counts
+
+
+def snapshot(elapsed: float, phase: Phase = Phase.MEASURING, **counts: int) -> Snapshot:
+    return Snapshot(phase=phase, elapsed=elapsed, counts=Counts(**counts))  # type: ignore[arg-type]  # all of them ints
+
+
+def test_the_sum_of_counts_is_the_sum_of_each_field() -> None:
+    total = filled(1)
+    total.add(filled(10))
+    for position, each in enumerate(fields(Counts), start=1):
+        value = getattr(total, each.name)
+        if isinstance(value, Counter):
+            assert value == {"kind": 11 * position, position: 2}
+        else:
+            assert value == 11 * position
+
+
+def test_adding_leaves_what_is_added_alone() -> None:
+    other = filled(10)
+    filled(1).add(other)
+    assert other == filled(10)
+
+
+def test_the_order_of_snapshots_does_not_matter_to_the_sum() -> None:
+    snapshots = [
+        Snapshot(phase=Phase.MEASURING, elapsed=n / 4, counts=filled(n)) for n in range(1, 20)
+    ]
+    tallies = []
+    for seed in range(3):
+        random.Random(seed).shuffle(snapshots)
+        tally = Tally()
+        for each in snapshots:
+            tally.add(each)
+        tallies.append((tally.counts, tally.elapsed, tally.series))
+    assert tallies[0] == tallies[1] == tallies[2]
+
+
+def test_a_tally_follows_the_phase_and_the_longest_time() -> None:
+    tally = Tally()
+    assert (tally.phase, tally.elapsed, tally.rate) == (Phase.CONNECTING, 0.0, 0.0)
+    tally.add(snapshot(2.0))
+    tally.add(snapshot(1.5, Phase.DRAINING))
+    assert (tally.phase, tally.elapsed) == (Phase.DRAINING, 2.0)
+
+
+def test_the_rate_counts_only_what_came_in_the_measured_time() -> None:
+    tally = Tally()
+    tally.add(snapshot(1.0, verified=100, on_time=100))
+    tally.add(snapshot(2.0, Phase.DONE, verified=60, on_time=50))
+    assert tally.rate == 75.0
+
+
+@pytest.mark.parametrize(
+    ("elapsed", "second"),
+    [(0.0, 0), (0.25, 0), (1.0, 0), (1.0009, 0), (1.002, 1), (1.25, 1), (2.0, 1), (59.999, 59)],
+)
+def test_a_snapshot_counts_for_the_second_that_it_ends(elapsed: float, second: int) -> None:
+    tally = Tally()
+    tally.add(snapshot(elapsed, sent=1))
+    assert [interval.start for interval in tally.series] == [float(second)]
+
+
+def test_the_series_is_in_order_and_adds_up() -> None:
+    tally = Tally()
+    tally.add(snapshot(0.0, Phase.CONNECTING, held=2))  # not part of the measured time
+    for elapsed in (2.5, 0.25, 1.25, 0.5, 1.0):
+        tally.add(snapshot(elapsed, sent=10))
+    assert [(each.start, each.counts.sent) for each in tally.series] == [
+        (0.0, 30),
+        (1.0, 10),
+        (2.0, 10),
+    ]
+    assert tally.counts.sent == 50
+    assert tally.counts.held == 2
+
+
+def test_only_the_first_mismatches_are_kept() -> None:
+    mismatches = [Mismatch(n, b"sent", b"expected", b"got") for n in range(MISMATCHES_KEPT + 4)]
+    tally = Tally()
+    for start in range(0, len(mismatches), 4):
+        counts, some = Counts(wrong=4), mismatches[start : start + 4]
+        tally.add(Snapshot(phase=Phase.MEASURING, elapsed=1.0, counts=counts, mismatches=some))
+    assert tally.mismatches == mismatches[:MISMATCHES_KEPT]
+
+
+def test_latencies_and_connect_times_are_histograms() -> None:
+    latency, connect = Histogram(), Histogram()
+    latency.record([1_000, 2_000, 3_000])
+    connect.record([500])
+    tally = Tally()
+    counts = Counts(latency=latency.counts, connect=connect.counts)
+    tally.add(Snapshot(phase=Phase.DONE, elapsed=1.0, counts=counts))
+    assert tally.latency.counts == latency.counts
+    assert tally.connect.counts == connect.counts
