@@ -201,7 +201,11 @@ def serve(
             # collector need not walk it again and again.
             gc.freeze()
             loop.run()
-        log.info("stopped: %d requests answered on %d connections", loop.requests, loop.accepted)
+        log.info(
+            "stopped: %d requests answered on %d connections",
+            loop.counters.requests,
+            loop.counters.accepted,
+        )
 
 
 @contextlib.contextmanager
@@ -209,7 +213,7 @@ def _open_loop(
     listener: socket.socket, handler: Handler, limits: Limits
 ) -> Iterator[tuple[Loop, WakeUp]]:
     """A loop on the real kernel, its poller and wake-up closed at the end."""
-    with open_poller() as poller, contextlib.closing(WakeUp()) as wake_up:
+    with contextlib.closing(open_poller()) as poller, contextlib.closing(WakeUp()) as wake_up:
         loop = Loop(
             listener,
             handler,
