@@ -30,6 +30,10 @@ from nbnet.states import TRANSITIONS, Event, State
 
 log = logging.getLogger("nbnet")
 
+_HANDLER_FAILURES: Final = (Exception, SystemExit)
+"""What a handler may raise to the cost of its connection alone. Only
+``KeyboardInterrupt`` and its like end the server."""
+
 _PORTION: Final = 32
 """Requests answered between two looks at how much output they made: with it,
 output is over the high-water mark by as many replies at most."""
@@ -104,7 +108,7 @@ class Connection:
         self._active = now
         try:
             reply = encode_frame(self._handler(payload))
-        except Exception as error:  # a handler may raise anything; it ends this connection alone
+        except _HANDLER_FAILURES as error:  # it ends this connection alone
             return self._fail([], error)
         self._counters.requests += 1
         return reply
@@ -134,7 +138,7 @@ class Connection:
         elif self.state is State.BUSY:
             self._move(Event.BLOCKED)
         elif self.state is State.PAUSED:
-            if not self.waiting and len(self.unsent) < self._limits.low_water:
+            if not self.waiting and len(self.unsent) <= self._limits.low_water:
                 self._move(Event.LOW)
         else:
             self._check_high()
@@ -215,7 +219,7 @@ class Connection:
                 for payload in payloads[done : min(done + _PORTION, turn)]:
                     replies.append(handler(payload))
                 encoded = encode_frames(replies)
-            except Exception as error:  # as in receive
+            except _HANDLER_FAILURES as error:
                 output.append(self._fail(replies, error))
                 return b"".join(output)
             done += len(replies)
@@ -244,7 +248,7 @@ class Connection:
         elif self._stopping and not self._decoder.unfinished:
             self._move(Event.STOP)
 
-    def _fail(self, replies: list[bytes], error: Exception) -> bytes:
+    def _fail(self, replies: list[bytes], error: BaseException) -> bytes:
         """End on a request that got no fit reply; give the replies before it."""
         log.error("%s: closing, the handler failed: %s", self.peer, error, exc_info=error)
         self._counters.handler_errors += 1

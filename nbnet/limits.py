@@ -28,7 +28,7 @@ class Limits:
             have their turn.
         high_water: a connection whose unsent replies exceed this is not read
             from ...
-        low_water: ... until they fall below this.
+        low_water: ... until they fall to this.
         max_output: unsent replies of all connections together; a connection
             that adds to them above this is closed.
         first_byte_timeout: how long a new connection may be silent.

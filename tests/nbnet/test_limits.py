@@ -29,4 +29,4 @@ def test_the_defaults_are_valid_and_frozen() -> None:
 )
 def test_values_that_make_no_sense(values: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Limits(**values)
+        Limits(**values)  # type: ignore[arg-type]  (all of them are numbers)

@@ -473,15 +473,19 @@ def test_what_comes_behind_waiting_requests_is_acted_on_after_them(
     kernel: Kernel, peer: FakeSocket
 ) -> None:
     other = kernel.connect()
-    peer.room = 3
-    other.room = 3
+    peer.room = other.room = 3
+
+    def send() -> None:
+        peer.inbox.append(b"00001a00001b00001cX")
+        other.inbox.extend([b"00001a00001b00001c", b""])
+
+    def make_room() -> None:
+        peer.room = other.room = 100
+
     run(
         kernel,
-        lambda: (
-            peer.inbox.append(b"00001a00001b00001cX"),
-            other.inbox.extend([b"00001a00001b00001c", b""]),
-        ),
-        lambda: (setattr(peer, "room", 100), setattr(other, "room", 100)),
+        send,
+        make_room,
         frames_per_turn=1,
         linger=0.0,
     )
@@ -513,17 +517,20 @@ def test_a_handler_that_makes_much_of_little_does_not_fill_the_memory(
 def test_too_much_output_of_all_together_ends_who_adds_to_it(
     kernel: Kernel, peer: FakeSocket
 ) -> None:
-    others = [kernel.connect() for _ in range(3)]
-    for each in (peer, *others):
-        each.room = 0
-    loop = run(
-        kernel,
-        lambda: [each.inbox.append(b"00100" + bytes(100)) for each in (peer, *others)],
-        lambda: [setattr(each, "room", 1000) for each in (peer, *others)],
-        max_output=250,
-    )
+    peers = [peer, *(kernel.connect() for _ in range(3))]
+
+    def send() -> None:
+        for each in peers:
+            each.room = 0
+            each.inbox.append(b"00100" + bytes(100))
+
+    def make_room() -> None:
+        for each in peers:
+            each.room = 1000
+
+    loop = run(kernel, send, make_room, max_output=250)
     assert loop.counters.shed == 2
-    assert sum(len(each.received) == 105 for each in (peer, *others)) == 2
+    assert sum(len(each.received) == 105 for each in peers) == 2
 
 
 @pytest.mark.parametrize(
@@ -681,7 +688,8 @@ def test_stopping_answers_requests_that_wait_for_their_turn(
     loop: Loop
 
     def handler(payload: bytes) -> bytes:
-        loop.stop() if payload == b"a" else None
+        if payload == b"a":
+            loop.stop()
         return payload
 
     loop = kernel.loop(handler, frames_per_turn=1, linger=0.0)

@@ -222,6 +222,9 @@ class Kernel:
         del self.interest[fd]
         self.reported.pop(fd, None)
 
+    def close(self) -> None:
+        raise AssertionError("the loop does not own the poller")
+
     def poll(self, timeout: float, maxevents: int, /) -> list[tuple[int, int]]:
         self.polls += 1
         assert self.polls < 10_000, "the loop spins"
