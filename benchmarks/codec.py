@@ -14,6 +14,7 @@ import statistics
 import time
 
 from nbnet.connection import Connection
+from nbnet.counters import Counters
 from nbnet.framing import encode_frames
 from nbnet.handlers import reverse
 from nbnet.limits import Limits
@@ -31,10 +32,10 @@ def main() -> None:
     data = encode_frames([generator.randbytes(generator.randint(3, 50)) for _ in range(FRAMES)])
     rates = []
     for _ in range(runs):
-        receive = Connection(reverse, Limits(), "benchmark").receive
+        receive = Connection(reverse, Limits(), Counters(), "benchmark", 0.0).receive
         start = time.perf_counter()
         for _ in range(READS):
-            receive(data)
+            receive(data, 0.0)
         rates.append(FRAMES * READS / (time.perf_counter() - start) / 1e6)
     print(
         f"{runs} runs: {min(rates):.2f} to {max(rates):.2f}, "

@@ -1,5 +1,5 @@
 """``python -m nbnet``: the command ``nbnet``."""
 
-from nbnet.cli import app
+from nbnet.cli import main
 
-app(prog_name="nbnet")
+main()

@@ -10,125 +10,271 @@ The rules:
 * replies leave in the order of the requests;
 * a fault (broken frames, a handler that fails) ends the connection, but the
   replies to the requests before it are sent first;
-* nothing of a fault is told to the peer.
+* nothing of a fault is told to the peer;
+* no more requests are answered in one go than the limits allow; the others
+  wait, and while any waits nothing is read.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
+import math
+from typing import Final
 
+from nbnet.counters import Counters
 from nbnet.framing import FrameDecoder, FrameError, encode_frame, encode_frames
 from nbnet.handlers import Handler
 from nbnet.limits import Limits
+from nbnet.notation import Target
 from nbnet.states import TRANSITIONS, Event, State
 
 log = logging.getLogger("nbnet")
+
+_HANDLER_FAILURES: Final = (Exception, SystemExit)
+"""What a handler may raise to the cost of its connection alone. Only
+``KeyboardInterrupt`` and its like end the server."""
+
+_PORTION: Final = 32
+"""Requests answered between two looks at how much output they made: with it,
+output is over the high-water mark by as many replies at most."""
 
 
 class Connection:
     """The protocol's side of one connection.
 
+    Args:
+        handler: what answers a request.
+        limits: the bounds to keep.
+        counters: what is counted for all connections together.
+        peer: who it is, for the log and for limits.
+        now: the time, in the loop's seconds.
+
     Attributes:
         state: what the connection is doing; changed only along the table.
-        peer: who it is, for the log.
+        peer: who it is.
         unsent: encoded replies that the kernel has not taken yet.
-        requests: replies earned so far.
+        waiting: requests read and not answered yet.
+        frame_since: when the request that is not whole yet began; None without one.
 
     >>> from nbnet.handlers import reverse
-    >>> connection = Connection(reverse, Limits(), "somebody")
-    >>> connection.receive(b"00003abc00002")
+    >>> connection = Connection(reverse, Limits(), Counters(), "somebody", 0.0)
+    >>> connection.receive(b"00003abc00002", 1.0)
     b'00003cba'
     """
 
-    __slots__ = ("_decoder", "_handler", "_limits", "peer", "requests", "state", "unsent")
+    __slots__ = (
+        "_active",
+        "_answered",
+        "_counters",
+        "_decoder",
+        "_eof",
+        "_handler",
+        "_limits",
+        "_moved",
+        "_stopping",
+        "frame_since",
+        "peer",
+        "state",
+        "unsent",
+        "waiting",
+    )
 
-    def __init__(self, handler: Handler, limits: Limits, peer: str) -> None:
+    def __init__(
+        self, handler: Handler, limits: Limits, counters: Counters, peer: Target | str, now: float
+    ) -> None:
         self.state = State.READING
         self.peer = peer
         self.unsent = bytearray()
-        self.requests = 0
+        self.waiting: list[bytes] = []
+        self.frame_since: float | None = None
+        self._active = now  # when the last whole request came, or the connection
+        self._moved = now  # when output last made progress, or lingering began
+        self._eof = False
+        self._stopping = False
         self._handler = handler
         self._limits = limits
+        self._counters = counters
         self._decoder = FrameDecoder(max_payload=limits.max_frame)
 
-    def receive(self, data: bytes) -> bytes:
+    def receive(self, data: bytes, now: float) -> bytes:
         """Take bytes from the peer; give the replies to send, maybe none.
 
-        After a fault the state is no longer one that reads; what is returned
-        is still to be sent.
+        Afterwards the state may be one that does not read; what is returned is
+        to be sent all the same.
         """
         payload = self._decoder.feed_one(data)
         if payload is None:
-            return self._receive_many(data)
+            return self._receive_many(data, now)
+        self._active = now
         try:
             reply = encode_frame(self._handler(payload))
-        except Exception as error:  # a handler may raise anything; it ends this connection alone
+        except _HANDLER_FAILURES as error:  # it ends this connection alone
             return self._fail([], error)
-        self.requests += 1
+        self._counters.requests += 1
         return reply
 
-    def block(self, rest: bytes | memoryview) -> None:
-        """The kernel did not take ``rest`` of the replies just received."""
-        self.unsent += rest
-        if self.state is State.READING:
-            self._move(Event.BLOCKED)
-        if self.state is State.WRITING and len(self.unsent) > self._limits.high_water:
-            self._move(Event.HIGH)
+    def resume(self) -> bytes:
+        """Answer the next of the requests that wait; give the replies to send."""
+        return self._answer(self.waiting)
 
-    def take(self, count: int) -> None:
+    def block(self, rest: bytes | memoryview, now: float) -> None:
+        """The kernel did not take ``rest`` of the replies just made."""
+        if not self.unsent:
+            self._moved = now
+        self.unsent += rest
+        self._counters.unsent += len(rest)
+        if self.state is State.READING and rest:
+            self._move(Event.BLOCKED)
+        self._check_high()
+
+    def take(self, count: int, now: float) -> None:
         """The kernel took ``count`` bytes of ``unsent``, maybe none."""
-        del self.unsent[:count]
-        if self.state is State.PAUSED and len(self.unsent) < self._limits.low_water:
-            self._move(Event.LOW)
-        if not self.unsent and self.state in (State.WRITING, State.FLUSHING):
-            self._move(Event.FLUSHED)
+        if count:
+            del self.unsent[:count]
+            self._counters.unsent -= count
+            self._moved = now
+        if not self.unsent:
+            self._flushed()
+        elif self.state is State.BUSY:
+            self._move(Event.BLOCKED)
+        elif self.state is State.PAUSED:
+            if not self.waiting and len(self.unsent) <= self._limits.low_water:
+                self._move(Event.LOW)
+        else:
+            self._check_high()
 
     def receive_eof(self) -> None:
         """The peer will send no more."""
-        if self.state is not State.LINGERING:
-            try:
-                self._decoder.finish()
-            except FrameError as error:
-                self._report(error)
-        self._move(Event.EOF)
+        self._eof = True
+        if self.state is State.LINGERING:
+            self._move(Event.EOF)
+            return
+        try:
+            self._decoder.finish()
+        except FrameError as error:
+            self._report(error)
+        if not self.waiting:
+            self._move(Event.EOF)
 
     def stop(self) -> None:
-        """The server is stopping: send what was earned, read no more."""
-        if self.state in (State.READING, State.WRITING, State.PAUSED):
+        """The server is stopping: answer what was begun, and end."""
+        self._stopping = True
+        if self.waiting or self.state in (State.FLUSHING, State.LINGERING, State.CLOSED):
+            return
+        if self.unsent:
             self._move(Event.STOP)
+        elif not self._decoder.unfinished:
+            self.lose("the server stops")
 
     def lose(self, reason: str) -> None:
-        """The connection is gone, or has to go."""
+        """The connection is gone, or has to go at once."""
         log.debug("%s: %s", self.peer, reason)
+        self._counters.unsent -= len(self.unsent)
+        self.unsent.clear()
+        self.waiting.clear()
         self._move(Event.LOST)
 
-    def _receive_many(self, data: bytes) -> bytes:
+    def linger(self, now: float) -> None:
+        """The write side is shut now."""
+        self._moved = now
+
+    def deadline(self) -> tuple[float, str]:
+        """When the connection has to end unless something happens, and what is missing."""
+        limits = self._limits
+        if self.state is State.LINGERING:
+            # Unlike the others, this one cannot be switched off.
+            return self._moved + limits.linger, "linger"
+        if self.unsent:
+            start, limit, kind = self._moved, limits.write_timeout, "write"
+        elif self.waiting:
+            return math.inf, "turn"  # it is the server's turn, not the peer's
+        elif self.frame_since is not None:
+            start, limit, kind = self.frame_since, limits.frame_timeout, "frame"
+        elif self._decoder.offset:
+            start, limit, kind = self._active, limits.idle_timeout, "idle"
+        else:
+            start, limit, kind = self._active, limits.first_byte_timeout, "first_byte"
+        return start + limit if limit else math.inf, kind
+
+    # How it goes on inside -------------------------------------------------------
+
+    def _receive_many(self, data: bytes, now: float) -> bytes:
         payloads = self._decoder.feed(data)
+        if payloads:
+            self._active = now
+        if not self._decoder.unfinished:
+            self.frame_since = None
+        elif payloads or self.frame_since is None:
+            self.frame_since = now
+        return self._answer(payloads)
+
+    def _answer(self, payloads: list[bytes]) -> bytes:
+        """Answer as many requests as one turn allows; the others wait."""
         handler = self._handler
-        replies: list[bytes] = []
-        try:
-            for payload in payloads:
-                replies.append(handler(payload))
-            out = encode_frames(replies)
-        except Exception as error:  # as above
-            return self._fail(replies, error)
-        self.requests += len(replies)
-        if self._decoder.error is not None:
+        done, turn = 0, min(len(payloads), self._limits.frames_per_turn)
+        made, output = 0, []
+        while done < turn and made <= self._limits.high_water:
+            replies: list[bytes] = []
+            try:
+                for payload in payloads[done : min(done + _PORTION, turn)]:
+                    replies.append(handler(payload))
+                encoded = encode_frames(replies)
+            except _HANDLER_FAILURES as error:
+                output.append(self._fail(replies, error))
+                return b"".join(output)
+            done += len(replies)
+            made += len(encoded)
+            output.append(encoded)
+        self._counters.requests += done
+        self.waiting = payloads[done:]
+        if self.waiting:
+            if self.state is not State.BUSY:
+                self._move(Event.MORE)
+        else:
+            self._caught_up()
+        return b"".join(output)
+
+    def _caught_up(self) -> None:
+        """Every request read is answered: now act on what came behind them."""
+        if self._decoder.error is not None and not self._eof:
+            self._counters.protocol_errors += 1
             self._report(self._decoder.error)
             self._move(Event.FAULT)
-        return out
+            return
+        if self.state is State.BUSY:
+            self._move(Event.CAUGHT_UP)
+        if self._eof:
+            self._move(Event.EOF)
+        elif self._stopping and not self._decoder.unfinished:
+            self._move(Event.STOP)
 
-    def _fail(self, replies: list[bytes], error: Exception) -> bytes:
+    def _fail(self, replies: list[bytes], error: BaseException) -> bytes:
         """End on a request that got no fit reply; give the replies before it."""
         log.error("%s: closing, the handler failed: %s", self.peer, error, exc_info=error)
+        self._counters.handler_errors += 1
+        self.waiting = []
         self._move(Event.FAULT)
         earned: list[bytes] = []
-        with contextlib.suppress(TypeError, ValueError):
-            for reply in replies:
+        for reply in replies:
+            try:
                 earned.append(encode_frame(reply))
-        self.requests += len(earned)
+            except (TypeError, ValueError):
+                break
+        self._counters.requests += len(earned)
         return b"".join(earned)
+
+    def _flushed(self) -> None:
+        if self.state is State.FLUSHING:
+            self._move(Event.EOF if self._eof else Event.FLUSHED)
+        elif self.state is State.PAUSED and self.waiting:
+            self._move(Event.MORE)
+        elif self.state in (State.WRITING, State.PAUSED):
+            self._move(Event.FLUSHED)
+
+    def _check_high(self) -> None:
+        if self.state is State.WRITING and len(self.unsent) > self._limits.high_water:
+            self._counters.paused += 1
+            self._move(Event.HIGH)
 
     def _report(self, error: FrameError) -> None:
         log.info("%s: closing, protocol error: %s", self.peer, error)

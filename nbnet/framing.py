@@ -159,6 +159,11 @@ class FrameDecoder:
         self.error: FrameError | None = None
 
     @property
+    def offset(self) -> int:
+        """Where in the stream the next byte to decode stands, counted from 0."""
+        return self._offset
+
+    @property
     def unfinished(self) -> int:
         """Bytes held of a frame that is not whole yet."""
         return 0 if self._held is None else len(self._held)

@@ -12,7 +12,10 @@ The rules:
   ended, and connections are accepted last: otherwise a later event of the same
   batch could reach a new connection that got the old number;
 * an event is a hint: every call may say "not yet", and an event for a
-  descriptor that is gone is dropped.
+  descriptor that is gone is dropped;
+* one read a connection a turn; who may have more to do without a further event
+  (edge-triggered input, requests that wait) is in the ready queue and has its
+  next turn after everybody else.
 
 How it reads: ``run`` turns the wheel, ``_turn`` is one batch of events and
 holds the fast path, ``_settle`` acts on a connection's new state.
@@ -20,16 +23,19 @@ holds the fast path, ``_settle`` acts on a connection's new state.
 
 from __future__ import annotations
 
-import errno
 import logging
-from collections import deque
+import math
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
+from nbnet.acceptor import Acceptor, Listener, Socket
 from nbnet.connection import Connection
+from nbnet.counters import Counters
+from nbnet.deadlines import Deadlines
 from nbnet.handlers import Handler
 from nbnet.limits import Limits
-from nbnet.pollers import ERROR, READ, WRITE, Poller
+from nbnet.notation import Target
+from nbnet.pollers import EDGE, ERROR, READ, WRITE, DescriptorError, Poller
 from nbnet.states import INTEREST, State
 
 log = logging.getLogger("nbnet")
@@ -38,51 +44,12 @@ READ_SIZE: Final = 64 * 1024
 """Bytes asked of the kernel in one read."""
 MAX_EVENTS: Final = 4096
 """Events taken in one batch; epoll's own default would stop at 1,023."""
-ACCEPTS_PER_TURN: Final = 256
-"""Connections accepted in one turn, so that a flood cannot hold up the others."""
-ACCEPT_PAUSE: Final = 0.1
-"""Seconds without accepting after the kernel ran out of descriptors or memory."""
+
+LONGEST_WAIT: Final = 60.0
+"""Seconds after which the poller returns even if nothing is due."""
 
 SHUT_WR: Final = 1
 """``socket.SHUT_WR``, which is 1 on every POSIX system."""
-
-# What accept(2) may answer, by what follows: with the first kind the listener
-# stays readable, so going on at once would spin; the second kind speaks of one
-# connection that failed while it was queued, and the next may be fine.
-_OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-_ONE_FAILED: Final = frozenset(
-    {
-        errno.ECONNABORTED,
-        errno.EPERM,
-        errno.EPROTO,
-        errno.ENOPROTOOPT,
-        errno.EOPNOTSUPP,
-        errno.ENETDOWN,
-        errno.ENETUNREACH,
-        errno.EHOSTDOWN,
-        errno.EHOSTUNREACH,
-        errno.ENONET,
-    }
-)
-
-
-class Socket(Protocol):
-    """What the loop needs of a connected, non-blocking socket."""
-
-    def recv(self, size: int, /) -> bytes: ...
-    def send(self, data: bytes | bytearray | memoryview, /) -> int: ...
-    def setblocking(self, flag: bool, /) -> None: ...
-    def shutdown(self, how: int, /) -> None: ...
-    def close(self) -> None: ...
-    def fileno(self) -> int: ...
-
-
-class Listener(Protocol):
-    """What the loop needs of a listening, non-blocking socket."""
-
-    def accept(self) -> tuple[Socket, Any]: ...
-    def close(self) -> None: ...
-    def fileno(self) -> int: ...
 
 
 class WakeUp(Protocol):
@@ -96,18 +63,29 @@ class WakeUp(Protocol):
 class Channel(Connection):
     """A connection with its socket, as the loop keeps it.
 
-    ``settled`` is the state that the loop has acted on last.
+    ``settled`` is the state that the loop has acted on last, ``tick`` where its
+    deadline is parked.
     """
 
-    __slots__ = ("fd", "recv", "send", "settled", "socket")
+    __slots__ = ("fd", "recv", "send", "settled", "socket", "tick")
 
-    def __init__(self, socket: Socket, handler: Handler, limits: Limits, peer: str) -> None:
-        super().__init__(handler, limits, peer)
+    def __init__(
+        self,
+        socket: Socket,
+        peer: Target | str,
+        *,
+        handler: Handler,
+        limits: Limits,
+        counters: Counters,
+        now: float,
+    ) -> None:
+        super().__init__(handler, limits, counters, peer, now)
         self.socket = socket
         self.fd = socket.fileno()
-        self.settled = self.state
         self.recv = socket.recv
         self.send = socket.send
+        self.settled = self.state
+        self.tick: int | None = None
 
 
 class Loop:
@@ -120,10 +98,10 @@ class Loop:
         clock: monotonic seconds.
         wake_up: what makes the poller return; the loop does not close it.
         limits: the bounds to keep.
+        edge: whether to ask the poller for edge-triggered events.
 
     Attributes:
-        accepted: connections accepted so far.
-        requests: requests answered on connections that have ended.
+        counters: what has been counted so far.
     """
 
     def __init__(
@@ -135,26 +113,26 @@ class Loop:
         clock: Callable[[], float],
         wake_up: WakeUp,
         limits: Limits,
+        edge: bool = False,
     ) -> None:
-        self.accepted = 0
-        self.requests = 0
-        self._listener = listener
+        self.counters = Counters()
         self._handler = handler
         self._poller = poller
         self._clock = clock
         self._wake_up = wake_up
         self._limits = limits
+        self._trigger = EDGE if edge else 0
+        self._acceptor = Acceptor(
+            listener, poller=poller, clock=clock, limits=limits, counters=self.counters
+        )
         self._channels: dict[int, Channel] = {}
         self._ended: list[Channel] = []  # to be closed after the batch
-        # Lingering connections by deadline: all linger equally long, so the
-        # queue is in order by itself.
-        self._lingering: deque[tuple[float, Channel]] = deque()
-        self._timed = False  # whether any deadline is set: without one no clock is read
-        self._accepting = False
-        self._accept_again: float | None = None  # when a pause in accepting ends
-        self._accept_failing = False  # said in the log once, until it works again
+        self._ready: dict[Channel, None] = {}  # in order; has work without an event
+        self._deadlines: Deadlines[Channel] = Deadlines()
+        self._now = 0.0  # read once a batch
+        self._look_at = 0.0  # when deadlines are looked at; nothing is due before
         self._stops_asked = 0
-        self._give_up: float | None = None  # when a stopping loop closes what is left
+        self._give_up = math.inf  # when a stopping loop closes what is left
 
     @property
     def connections(self) -> int:
@@ -175,14 +153,18 @@ class Loop:
         That takes at most ``limits.drain`` seconds; what is still open then is
         closed as it is.
         """
-        poll = self._poller.poll
+        poll, clock = self._poller.poll, self._clock
         self._poller.register(self._wake_up.fileno(), READ)
         try:
-            self._set_accepting(True)
-            while self._give_up is None or self._channels:
-                self._turn(poll(self._timeout() if self._timed else -1, MAX_EVENTS))
-                if self._timed:
-                    self._check_deadlines()
+            self._acceptor.resume()
+            self._now = clock()
+            while self._give_up == math.inf or self._channels:
+                timeout = 0 if self._ready else self._look_at - self._now
+                events = poll(max(0, timeout), MAX_EVENTS)
+                self._now = clock()
+                self._turn(events)
+                if self._now >= self._look_at:
+                    self._keep_deadlines()
                 if self._stops_asked:
                     self._drain()
         finally:
@@ -192,16 +174,19 @@ class Loop:
 
     def _turn(self, events: list[tuple[int, int]]) -> None:
         """Deal with one batch of events."""
-        channels = self._channels
+        channels, now = self._channels, self._now
         reading = State.READING
+        edge = self._trigger
         accept = False
+        if self._ready:
+            self._resume_ready()
         for fd, mask in events:
             channel = channels.get(fd)
             if channel is None:
                 if fd == self._wake_up.fileno():
                     self._wake_up.clear()
                 else:
-                    accept = self._accepting  # last: see the rules
+                    accept = True  # last: see the rules
                 continue
             if mask != READ or channel.state is not reading:
                 self._handle(channel, mask)
@@ -215,12 +200,11 @@ class Loop:
                 self._lose(channel, error)
                 continue
             if not data:
-                channel.receive_eof()
-                self._settle(channel)
+                self._receive_eof(channel)
                 continue
-            replies = channel.receive(data)
+            replies = channel.receive(data, now)
             if channel.state is not reading:
-                channel.block(replies)
+                channel.block(replies, now)
                 self._flush(channel)
                 continue
             try:
@@ -231,8 +215,12 @@ class Loop:
                 self._lose(channel, error)
                 continue
             if sent != len(replies):
-                channel.block(memoryview(replies)[sent:])
+                channel.block(memoryview(replies)[sent:], now)
                 self._settle(channel)
+            elif channel.frame_since is not None:
+                self._watch(channel)
+            if edge and len(data) == READ_SIZE:
+                self._ready[channel] = None  # a shorter read has taken all there was
         if self._ended:
             self._close_ended()
         if accept:
@@ -243,8 +231,6 @@ class Loop:
     def _handle(self, channel: Channel, mask: int) -> None:
         """Deal with an event that the fast path does not cover."""
         state = channel.state
-        if state is State.CLOSED:
-            return
         interest = INTEREST[state]
         if mask & ERROR:
             # A failed or reset socket says why in the call that the state waits
@@ -252,7 +238,7 @@ class Loop:
             mask |= interest
         if mask & interest & WRITE:
             self._flush(channel)
-        if mask & interest & READ and channel.state is state:
+        if mask & interest & READ and channel.state is state is not State.BUSY:
             self._read(channel)
 
     def _read(self, channel: Channel) -> None:
@@ -264,11 +250,29 @@ class Loop:
             self._lose(channel, error)
             return
         if not data:
-            channel.receive_eof()
-            self._settle(channel)
-        elif channel.state is not State.LINGERING:
-            channel.block(channel.receive(data))
+            self._receive_eof(channel)
+            return
+        if channel.state is not State.LINGERING:
+            channel.block(channel.receive(data, self._now), self._now)
             self._flush(channel)
+        if self._trigger:
+            self._ready[channel] = None  # until a read says that nothing is left
+
+    def _receive_eof(self, channel: Channel) -> None:
+        channel.receive_eof()
+        self._flush(channel)
+
+    def _resume_ready(self) -> None:
+        """Give everybody in the ready queue one turn."""
+        ready, self._ready = self._ready, {}
+        for channel in ready:
+            if channel.state is State.BUSY:
+                channel.block(channel.resume(), self._now)
+                self._flush(channel)
+                if self._trigger or channel.state is State.BUSY:
+                    self._ready[channel] = None
+            elif INTEREST[channel.state] & READ:
+                self._read(channel)
 
     def _flush(self, channel: Channel) -> None:
         """Send what waits; the kernel may take all, part or nothing."""
@@ -279,152 +283,134 @@ class Loop:
         except OSError as error:
             self._lose(channel, error)
             return
-        channel.take(sent)
+        channel.take(sent, self._now)
         self._settle(channel)
 
     def _lose(self, channel: Channel, error: OSError) -> None:
-        channel.lose(error.strerror or str(error))
-        self._settle(channel)
+        if channel.state is not State.CLOSED:
+            self.counters.lost += 1
+            channel.lose(error.strerror or str(error))
+            self._settle(channel)
 
     def _settle(self, channel: Channel) -> None:
         """Act on the state that a connection has come to."""
+        if channel.unsent and 0 < self._limits.max_output < self.counters.unsent:
+            self.counters.shed += 1
+            log.info("%s: closing, too many unsent replies of all together", channel.peer)
+            channel.lose("too many unsent replies of all together")
         state, before = channel.state, channel.settled
-        if state is before:
-            return
-        channel.settled = state
-        if state is State.CLOSED:
-            self._ended.append(channel)
-            return
-        if INTEREST[state] != INTEREST[before]:
-            self._poller.modify(channel.fd, INTEREST[state])
-        if state is State.LINGERING:
-            self._timed = True
-            self._lingering.append((self._clock() + self._limits.linger, channel))
-            try:
-                channel.socket.shutdown(SHUT_WR)
-            except OSError as error:  # reset by the peer meanwhile
-                self._lose(channel, error)
+        if state is not before:
+            channel.settled = state
+            if state is State.CLOSED:
+                self._ended.append(channel)
+                return
+            if INTEREST[state] != INTEREST[before]:
+                self._poller.modify(channel.fd, INTEREST[state] | self._trigger)
+            if state is State.BUSY:
+                self._ready[channel] = None
+            elif state is State.LINGERING:
+                channel.linger(self._now)
+                try:
+                    channel.socket.shutdown(SHUT_WR)
+                except OSError as error:  # reset by the peer meanwhile
+                    self._lose(channel, error)
+                    return
+        self._watch(channel)
 
     def _close_ended(self) -> None:
         for channel in self._ended:
             del self._channels[channel.fd]
-            self.requests += channel.requests
+            self._ready.pop(channel, None)
+            self._deadlines.forget(channel)
             self._poller.unregister(channel.fd)
             channel.socket.close()
+            self.counters.connections -= 1
+            self._acceptor.released(channel.peer)
         self._ended.clear()
 
-    # Accepting -----------------------------------------------------------------
-
     def _accept(self) -> None:
-        for _ in range(ACCEPTS_PER_TURN):
-            try:
-                socket, address = self._listener.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno in _OUT_OF_RESOURCES:
-                    self._pause_accepting(error)
-                    return
-                if error.errno in _ONE_FAILED:
-                    log.debug("a connection failed before it was accepted: %s", error.strerror)
-                    continue
-                raise
-            self._accept_failing = False
-            socket.setblocking(False)
-            channel = Channel(socket, self._handler, self._limits, _peer_name(address))
-            self._channels[channel.fd] = channel
-            self._poller.register(channel.fd, READ)
-            self.accepted += 1
-
-    def _pause_accepting(self, error: OSError) -> None:
-        """Stop asking for connections that cannot be had, for a moment."""
-        if not self._accept_failing:
-            self._accept_failing = True
-            log.error(
-                "cannot accept with %d connections open: %s; trying again every %g s",
-                len(self._channels),
-                error.strerror,
-                ACCEPT_PAUSE,
+        for socket, peer in self._acceptor.accept():
+            channel = Channel(
+                socket,
+                peer,
+                handler=self._handler,
+                limits=self._limits,
+                counters=self.counters,
+                now=self._now,
             )
-        self._set_accepting(False)
-        self._timed = True
-        self._accept_again = self._clock() + ACCEPT_PAUSE
-
-    def _set_accepting(self, accepting: bool) -> None:
-        if accepting != self._accepting:
-            self._accepting = accepting
-            if accepting:
-                self._poller.register(self._listener.fileno(), READ)
-            else:
-                self._poller.unregister(self._listener.fileno())
+            try:
+                self._poller.register(channel.fd, READ | self._trigger)
+            except DescriptorError as error:
+                log.error("%s: refused: %s", channel.peer, error)  # noqa: TRY400  (says it all)
+                self.counters.refused_full += 1
+                socket.close()
+                self._acceptor.released(peer)
+                continue
+            self._channels[channel.fd] = channel
+            self.counters.connections += 1
+            self._watch(channel)
+        self._look_by(self._acceptor.again)
 
     # Time and the end ------------------------------------------------------------
 
-    def _timeout(self) -> float:
-        """Seconds until the next deadline."""
-        deadlines = [
-            deadline
-            for deadline in (
-                self._lingering[0][0] if self._lingering else None,
-                self._accept_again,
-                self._give_up,
-            )
-            if deadline is not None
-        ]
-        return max(0.0, min(deadlines) - self._clock())
+    def _watch(self, channel: Channel) -> None:
+        """Look at a connection again when its deadline has passed, if that is soon enough."""
+        when, _ = channel.deadline()
+        if self._limits.idle_timeout:
+            # A request that is answered makes a connection idle without a call of this.
+            when = min(when, self._now + self._limits.idle_timeout)
+        if when != math.inf:
+            self._deadlines.park_by(channel, when)
+            self._look_by(when)
 
-    def _check_deadlines(self) -> None:
-        now = self._clock()
-        while self._lingering and (
-            self._lingering[0][0] <= now or self._lingering[0][1].state is State.CLOSED
-        ):
-            channel = self._lingering.popleft()[1]
-            if channel.state is State.LINGERING:
-                channel.lose("did not close in time")
-                self._settle(channel)
-        if self._accept_again is not None and self._accept_again <= now:
-            self._accept_again = None
-            self._set_accepting(True)
-        if self._give_up is not None and self._give_up <= now:
-            for channel in self._channels.values():
-                if channel.state is not State.CLOSED:
-                    channel.lose("still open when the server had to stop")
-                    self._settle(channel)
+    def _look_by(self, when: float) -> None:
+        if when < self._look_at:
+            self._look_at = when
+
+    def _keep_deadlines(self) -> None:
+        now = self._now
+        for channel in self._deadlines.due(now):
+            when, kind = channel.deadline()
+            if when > now:  # something happened meanwhile, so it is later
+                self._watch(channel)
+                continue
+            self.counters.count_timeout(kind)
+            log.info("%s: closing, %s timeout", channel.peer, kind.replace("_", " "))
+            channel.lose(f"{kind} timeout")
+            self._settle(channel)
+        if now >= self._acceptor.again:
+            self._acceptor.resume()
+        if now >= self._give_up:
+            self._lose_all("still open when the server had to stop")
         self._close_ended()
-        self._timed = (
-            bool(self._lingering) or self._accept_again is not None or self._give_up is not None
+        self._look_at = min(
+            self._deadlines.next_due, self._acceptor.again, self._give_up, now + LONGEST_WAIT
         )
 
     def _drain(self) -> None:
-        """Stop accepting and end every connection, once; at the second call, at once."""
-        if self._give_up is None:
-            self._accept_again = None
-            self._set_accepting(False)
-            self._listener.close()
-            self._timed = True
-            self._give_up = self._clock() + self._limits.drain
-            for channel in self._channels.values():
+        """Stop accepting and let every connection end, once; at the second call, at once."""
+        if self._give_up == math.inf:
+            self._acceptor.close()
+            self._give_up = self._now + self._limits.drain
+            self._look_by(self._give_up)
+            for channel in list(self._channels.values()):
+                if channel.state is State.READING:
+                    self._read(channel)  # what has come is in flight
                 channel.stop()
                 self._settle(channel)
             self._close_ended()
         if self._stops_asked > 1:
-            self._give_up = self._clock()
+            self._give_up = self._look_at = self._now
+
+    def _lose_all(self, reason: str) -> None:
+        for channel in self._channels.values():
+            if channel.state is not State.CLOSED:
+                channel.lose(reason)
+                self._settle(channel)
 
     def _close_all(self) -> None:
         """Let go of everything, also after an error."""
-        self._set_accepting(False)
-        self._listener.close()
-        for channel in self._channels.values():
-            if channel.state is not State.CLOSED:
-                channel.lose("the server ended")
-                self._settle(channel)
+        self._acceptor.close()
+        self._lose_all("the server ended")
         self._close_ended()
         self._poller.unregister(self._wake_up.fileno())
-
-
-def _peer_name(address: Any) -> str:
-    """An address as accept() gives it, the way people write it."""
-    if isinstance(address, tuple):
-        host, port = address[:2]
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    return str(address) or "unix socket"

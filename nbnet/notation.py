@@ -1,4 +1,4 @@
-"""How people write durations, counts and addresses. One grammar for all commands.
+"""How people write durations, counts, sizes and addresses. One grammar for all commands.
 
 Every parser takes text and raises ``ValueError`` with a line that names what
 was given and what would do.
@@ -18,9 +18,11 @@ _SECONDS: Final = {
     "h": Decimal(3600),
 }
 _MULTIPLES: Final = {"": 1, "k": 1_000, "M": 1_000_000}
+_BYTES: Final = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 _NUMBER: Final = r"[0-9]+(?:\.[0-9]+)?"
 _PART: Final = re.compile(rf"({_NUMBER})(us|ms|s|m|h)")
 _DURATION: Final = re.compile(rf"(?:{_NUMBER}|(?:{_NUMBER}(?:us|ms|s|m|h))+)")
+_SIZE: Final = re.compile(r"([0-9]+)(|KiB|MiB|GiB)")
 _COUNT: Final = re.compile(rf"({_NUMBER})([kM]?)")
 
 
@@ -69,6 +71,21 @@ def parse_count(text: str) -> int:
     if count is None or count != int(count):
         raise ValueError(f"{text!r} is no count: expected one like 5000, 5k or 1.5M")
     return int(count)
+
+
+def parse_size(text: str) -> int:
+    """Bytes in ``64``, ``4KiB``, ``256MiB``, ``1GiB``.
+
+    Raises:
+        ValueError: the text is no size.
+
+    >>> parse_size("64"), parse_size("4KiB")
+    (64, 4096)
+    """
+    match = _SIZE.fullmatch(text)
+    if not match:
+        raise ValueError(f"{text!r} is no size: expected one like 64, 4KiB or 256MiB")
+    return int(match[1]) * _BYTES[match[2]]
 
 
 class Target(NamedTuple):

@@ -14,14 +14,16 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from types import FrameType, TracebackType
 from typing import Final, Self
 
 from nbnet.handlers import Handler, reverse
 from nbnet.limits import Limits
 from nbnet.loop import Loop
+from nbnet.machine import SPARE_FDS, Address, fd_limit, look_up
 from nbnet.notation import Target
-from nbnet.pollers import open_poller
+from nbnet.pollers import POLLERS, open_poller
 from nbnet.wakeup import WakeUp
 
 log = logging.getLogger("nbnet")
@@ -33,23 +35,38 @@ BACKLOG: Final = 4096
 net.core.somaxconn, which is 4,096 by default."""
 
 
+class ListenError(OSError):
+    """An address cannot be listened on; the text names it and says why."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
 def open_listener(host: str, port: int) -> socket.socket:
     """A listening, non-blocking TCP socket; port 0 lets the kernel choose.
 
     Raises:
-        OSError: the host is unknown, or the address cannot be had.
+        ListenError: the host is unknown, or the address cannot be had.
     """
-    family, kind, protocol, _, address = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    listener = socket.socket(family, kind, protocol)
+    target = Target(host, port)
+    try:
+        address = look_up(target, passive=True)[0]
+        return _listen(address)
+    except OSError as error:
+        raise ListenError(
+            error.errno, f"cannot listen on {target}: {error.strerror or error}"
+        ) from error
+
+
+def _listen(address: Address) -> socket.socket:
+    listener = socket.socket(address.family, socket.SOCK_STREAM)
     try:
         # A server that restarts must not wait for the old connections' TIME_WAIT.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         # Accepted sockets inherit this, which saves a call for each of them.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         listener.setblocking(False)
-        listener.bind(address)
+        listener.bind(address.sockaddr)
         listener.listen(BACKLOG)
     except BaseException:
         listener.close()
@@ -72,9 +89,14 @@ class Server:
         host: the address to bind; a name is resolved.
         port: the port, 0 to let the kernel choose one.
         limits: the bounds to keep.
+        poller: what waits for events: "epoll", "poll" or "select".
+        trigger: when events come: "level" or, with epoll only, "edge".
+
+    Raises:
+        ValueError: there is no such poller or trigger.
 
     Raises (on entering):
-        OSError: the address cannot be had.
+        ListenError: the address cannot be had; an ``OSError``.
         RuntimeError: the server was entered before.
 
     >>> with Server(bytes.upper, port=0) as server:
@@ -91,14 +113,16 @@ class Server:
         port: int = DEFAULT_PORT,
         *,
         limits: Limits | None = None,
+        poller: str = "epoll",
+        trigger: str = "level",
     ) -> None:
-        self._handler = handler
+        self._settings = _Settings.read(handler, limits, poller, trigger)
         self._host = host
         self._port = port
-        self._limits = limits or Limits()
         self._address: Target | None = None
         self._loop: Loop | None = None
         self._thread: threading.Thread | None = None
+        self._stopping = False
         self._crash: BaseException | None = None
 
     @property
@@ -115,14 +139,17 @@ class Server:
     def __enter__(self) -> Self:
         if self._thread is not None:
             raise RuntimeError("a Server is entered once; make another one")
-        listener = open_listener(self._host, self._port)
-        self._address = address_of(listener)
-        # The loop is made here, not in the thread, so that stop() finds it.
-        stack = contextlib.ExitStack()
-        self._loop, _ = stack.enter_context(_open_loop(listener, self._handler, self._limits))
-        self._thread = threading.Thread(
-            target=self._run, args=(stack,), name=f"nbnet {self._address}", daemon=True
-        )
+        with contextlib.ExitStack() as stack:
+            listener = stack.enter_context(open_listener(self._host, self._port))
+            self._address = address_of(listener)
+            # The loop is made here, not in the thread, so that stop() finds it.
+            self._loop, _ = stack.enter_context(_open_loop(listener, self._settings))
+            self._thread = threading.Thread(
+                target=self._run,
+                args=(stack.pop_all(),),
+                name=f"nbnet {self._address}",
+                daemon=True,
+            )
         self._thread.start()
         return self
 
@@ -143,9 +170,11 @@ class Server:
         thread, loop = self._thread, self._loop
         if thread is None or loop is None:
             return
-        if thread.is_alive():
+        # Asking the loop twice would mean that it must not wait.
+        if not self._stopping:
+            self._stopping = True
             loop.stop()
-            thread.join()
+        thread.join()
         crash, self._crash = self._crash, None
         if crash is not None:
             raise RuntimeError("the server's loop crashed") from crash
@@ -165,6 +194,8 @@ def serve(
     port: int = DEFAULT_PORT,
     *,
     limits: Limits | None = None,
+    poller: str = "epoll",
+    trigger: str = "level",
     on_listening: Callable[[Target], None] | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM; blocks. For the main thread of a program.
@@ -175,57 +206,99 @@ def serve(
         host: the address to bind; a name is resolved.
         port: the port, 0 to let the kernel choose one.
         limits: the bounds to keep.
+        poller: what waits for events: "epoll", "poll" or "select".
+        trigger: when events come: "level" or, with epoll only, "edge".
         on_listening: called with the address really bound, once connections
             can be made.
 
     The first signal stops the server well, within ``limits.drain`` seconds; a
-    second one ends it at once.
+    second one ends it at once, even in the middle of a handler.
 
     Raises:
-        OSError: the address cannot be had.
-        ValueError: this is not the main thread, where signals arrive.
+        ListenError: the address cannot be had; an ``OSError``.
+        ValueError: there is no such poller or trigger; or this is not the main
+            thread, where signals arrive.
 
     Example::
 
         serve(bytes.upper, port=6789)
     """
+    settings = _Settings.read(handler, limits, poller, trigger)
     with (
         open_listener(host, port) as listener,
-        _open_loop(listener, handler, limits or Limits()) as (loop, wake_up),
+        _open_loop(listener, settings) as (loop, wake_up),
+        _signals_stop(loop, wake_up),
     ):
-        with _signals_stop(loop, wake_up):
-            address = address_of(listener)
-            if on_listening is not None:
-                on_listening(address)
-            # What start-up allocated lives as long as the process: the garbage
-            # collector need not walk it again and again.
-            gc.freeze()
+        if on_listening is not None:
+            on_listening(address_of(listener))
+        # What start-up allocated lives as long as the process: the garbage
+        # collector need not walk it again and again.
+        gc.freeze()
+        with contextlib.suppress(_Forced):
             loop.run()
-        log.info("stopped: %d requests answered on %d connections", loop.requests, loop.accepted)
+    log.info(
+        "stopped: %d requests answered on %d connections",
+        loop.counters.requests,
+        loop.counters.accepted,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    """What a loop is made of besides its sockets, validated."""
+
+    handler: Handler
+    limits: Limits
+    poller: str
+    edge: bool
+
+    @classmethod
+    def read(cls, handler: Handler, limits: Limits | None, poller: str, trigger: str) -> Self:
+        if poller not in POLLERS:
+            raise ValueError(f"{poller!r} is no poller: expected one of {', '.join(POLLERS)}")
+        if trigger not in ("level", "edge"):
+            raise ValueError(f"{trigger!r} is no trigger: expected level or edge")
+        if trigger == "edge" and poller != "epoll":
+            raise ValueError(f"edge-triggered events need epoll, not {poller}")
+        return cls(handler, limits or Limits(), poller, trigger == "edge")
 
 
 @contextlib.contextmanager
-def _open_loop(
-    listener: socket.socket, handler: Handler, limits: Limits
-) -> Iterator[tuple[Loop, WakeUp]]:
+def _open_loop(listener: socket.socket, settings: _Settings) -> Iterator[tuple[Loop, WakeUp]]:
     """A loop on the real kernel, its poller and wake-up closed at the end."""
-    with open_poller() as poller, contextlib.closing(WakeUp()) as wake_up:
+    limits = settings.limits
+    if not limits.max_connections:
+        limits = replace(limits, max_connections=max(1, fd_limit() - SPARE_FDS))
+    with (
+        contextlib.closing(open_poller(settings.poller)) as poller,
+        contextlib.closing(WakeUp()) as wake_up,
+    ):
         loop = Loop(
             listener,
-            handler,
+            settings.handler,
             poller=poller,
             clock=time.monotonic,
             wake_up=wake_up,
             limits=limits,
+            edge=settings.edge,
         )
         yield loop, wake_up
+
+
+class _Forced(BaseException):
+    """A second signal: end at once. No handler's ``except Exception`` stops it."""
 
 
 @contextlib.contextmanager
 def _signals_stop(loop: Loop, wake_up: WakeUp) -> Iterator[None]:
     """SIGINT and SIGTERM stop the loop, as long as this lasts."""
+    seen = False
 
     def stop(_number: int, _frame: FrameType | None) -> None:
+        nonlocal seen
+        if seen:
+            raise _Forced
+        seen = True
         loop.stop()
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -237,4 +310,5 @@ def _signals_stop(loop: Loop, wake_up: WakeUp) -> Iterator[None]:
     finally:
         signal.set_wakeup_fd(before_fd)
         for number, handler in before.items():
-            signal.signal(number, handler)
+            # None is a handler that was not installed from Python.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -19,12 +19,14 @@ class State(enum.Enum):
 
     READING = "reading"
     """Requests are read and answered; every reply so far went to the kernel."""
+    BUSY = "busy"
+    """Requests that were read wait for their turn; nothing more is read."""
     WRITING = "writing"
     """The kernel refused part of the replies; requests are still read."""
     PAUSED = "paused"
-    """So many replies wait for the peer that no request is read."""
+    """So many replies wait for the peer that no request is read or answered."""
     FLUSHING = "flushing"
-    """No request will be read again; the replies earned are being sent."""
+    """No request will be answered again; the replies earned are being sent."""
     LINGERING = "lingering"
     """All is sent and the write side shut; input is thrown away until the peer
     closes, because closing with unread input would cut off what it has not
@@ -36,6 +38,10 @@ class State(enum.Enum):
 class Event(enum.Enum):
     """What happens to a connection."""
 
+    MORE = "more"
+    """More requests were read than may be answered in one turn."""
+    CAUGHT_UP = "caught up"
+    """The last request that waited is answered."""
     BLOCKED = "blocked"
     """The kernel took only part of the replies."""
     HIGH = "high"
@@ -49,17 +55,23 @@ class Event(enum.Enum):
     EOF = "eof"
     """The peer will send no more."""
     STOP = "stop"
-    """The server is stopping."""
+    """The server is stopping while something is owed to the peer."""
     LOST = "lost"
-    """The connection was reset, or a deadline passed."""
+    """The connection was reset, or has to go at once."""
 
 
 TRANSITIONS: Final[dict[tuple[State, Event], State]] = {
+    (State.READING, Event.MORE): State.BUSY,
     (State.READING, Event.BLOCKED): State.WRITING,
     (State.READING, Event.FAULT): State.FLUSHING,
-    (State.READING, Event.EOF): State.CLOSED,
-    (State.READING, Event.STOP): State.CLOSED,
+    (State.READING, Event.EOF): State.FLUSHING,
+    (State.READING, Event.STOP): State.FLUSHING,
     (State.READING, Event.LOST): State.CLOSED,
+    (State.BUSY, Event.CAUGHT_UP): State.READING,
+    (State.BUSY, Event.BLOCKED): State.PAUSED,
+    (State.BUSY, Event.FAULT): State.FLUSHING,
+    (State.BUSY, Event.LOST): State.CLOSED,
+    (State.WRITING, Event.MORE): State.PAUSED,
     (State.WRITING, Event.HIGH): State.PAUSED,
     (State.WRITING, Event.FLUSHED): State.READING,
     (State.WRITING, Event.FAULT): State.FLUSHING,
@@ -67,9 +79,12 @@ TRANSITIONS: Final[dict[tuple[State, Event], State]] = {
     (State.WRITING, Event.STOP): State.FLUSHING,
     (State.WRITING, Event.LOST): State.CLOSED,
     (State.PAUSED, Event.LOW): State.WRITING,
+    (State.PAUSED, Event.FLUSHED): State.READING,
+    (State.PAUSED, Event.MORE): State.BUSY,
     (State.PAUSED, Event.STOP): State.FLUSHING,
     (State.PAUSED, Event.LOST): State.CLOSED,
     (State.FLUSHING, Event.FLUSHED): State.LINGERING,
+    (State.FLUSHING, Event.EOF): State.CLOSED,
     (State.FLUSHING, Event.LOST): State.CLOSED,
     (State.LINGERING, Event.EOF): State.CLOSED,
     (State.LINGERING, Event.LOST): State.CLOSED,
@@ -78,6 +93,8 @@ TRANSITIONS: Final[dict[tuple[State, Event], State]] = {
 
 INTEREST: Final[dict[State, int]] = {
     State.READING: READ,
+    # Asking for less would cost a call to take it back in the next turn.
+    State.BUSY: READ,
     State.WRITING: READ | WRITE,
     State.PAUSED: WRITE,
     State.FLUSHING: WRITE,

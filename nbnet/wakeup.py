@@ -24,7 +24,9 @@ class WakeUp:
 
     def set(self) -> None:
         """Make the reading end readable; nothing happens where it already is."""
-        with contextlib.suppress(BlockingIOError):  # full of earlier calls: readable enough
+        # Full of earlier calls, it is readable enough; and nobody waits once it
+        # is closed, which another thread may have done just now.
+        with contextlib.suppress(OSError):
             self._writer.send(b"\0")
 
     def clear(self) -> None:

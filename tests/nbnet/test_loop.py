@@ -7,39 +7,67 @@ import logging
 from collections.abc import Callable
 
 import pytest
-from support.kernel import FakeSocket, Kernel, error
+from support import kernel as kernel_in_memory
+from support.kernel import FakeSocket, error
 
+from nbnet.acceptor import PAUSE
+from nbnet.deadlines import TICK
 from nbnet.handlers import Handler, reverse
 from nbnet.limits import Limits
-from nbnet.loop import ACCEPT_PAUSE, Loop
-from nbnet.pollers import ERROR, READ, WRITE
+from nbnet.loop import Loop
+from nbnet.pollers import ERROR, READ, WRITE, DescriptorError
+
+
+class Kernel(kernel_in_memory.Kernel):
+    """The kernel, and which trigger the loop is to use on it."""
+
+    edge = False
+
+    def waits_for(self, socket: FakeSocket) -> int:
+        """What the loop asked the poller to report of a socket."""
+        return self.interest[socket.fd] & (READ | WRITE)
+
+    def loop(self, handler: Handler = reverse, **limits: float) -> Loop:
+        return Loop(
+            self.listener,
+            handler,
+            poller=self,
+            clock=self.clock,
+            wake_up=self.wake_up,
+            limits=Limits(**limits),  # type: ignore[arg-type]  # ints and floats by name
+            edge=self.edge,
+        )
 
 
 def run(
     kernel: Kernel, *steps: Callable[[], object], handler: Handler = reverse, **limits: float
 ) -> Loop:
     """Run a loop through the steps, then stop it; everything must be let go of."""
-    loop = Loop(
-        kernel.listener,
-        handler,
-        poller=kernel,
-        clock=kernel.clock,
-        wake_up=kernel.wake_up,
-        limits=Limits(**limits),  # type: ignore[arg-type]  # ints and floats by name
-    )
+    loop = kernel.loop(handler, **limits)
     kernel.steps.extend(steps)
-    kernel.steps.append(loop.stop)
+    if kernel.timetable:
+        kernel.at(kernel.timetable[-1][0], loop.stop)
+    else:
+        kernel.steps.append(loop.stop)
     loop.run()
-    assert not kernel.interest
-    assert set(kernel.open.values()) == {kernel.listener, kernel.wake_up}
-    assert kernel.listener.closed
-    assert loop.connections == 0
+    assert_nothing_is_left(kernel, loop)
     return loop
 
 
-@pytest.fixture
-def kernel() -> Kernel:
-    return Kernel()
+def assert_nothing_is_left(kernel: Kernel, loop: Loop) -> None:
+    assert not kernel.interest
+    assert set(kernel.open.values()) == {kernel.listener, kernel.wake_up}
+    assert kernel.listener.closed
+    assert (loop.connections, loop.counters.connections, loop.counters.unsent) == (0, 0, 0)
+    assert len(loop._deadlines) == 0
+    assert not loop._ready
+
+
+@pytest.fixture(params=["level", "edge"])
+def kernel(request: pytest.FixtureRequest) -> Kernel:
+    kernel = Kernel()
+    kernel.edge = request.param == "edge"
+    return kernel
 
 
 @pytest.fixture
@@ -50,7 +78,7 @@ def peer(kernel: Kernel) -> FakeSocket:
 def test_a_request_is_answered(kernel: Kernel, peer: FakeSocket) -> None:
     loop = run(kernel, lambda: peer.inbox.append(b"00003abc"))
     assert peer.received == b"00003cba"
-    assert (loop.accepted, loop.requests) == (1, 1)
+    assert (loop.counters.accepted, loop.counters.requests) == (1, 1)
 
 
 def test_an_answer_costs_one_poll_one_read_and_one_send(kernel: Kernel, peer: FakeSocket) -> None:
@@ -58,11 +86,16 @@ def test_an_answer_costs_one_poll_one_read_and_one_send(kernel: Kernel, peer: Fa
         polls.append(kernel.polls)
         peer.inbox.append(b"00003abc")
 
+    def answered() -> None:
+        polls.append(kernel.polls)
+        calls.append((peer.recvs, peer.sends))
+
     polls: list[int] = []
-    run(kernel, request, lambda: polls.append(kernel.polls))
+    calls: list[tuple[int, int]] = []
+    run(kernel, request, answered)
     # The poll that reports the request, and the one that waits for the next.
     assert polls[1] - polls[0] == 1
-    assert (peer.recvs, peer.sends) == (1, 1)
+    assert calls == [(1, 1)]
 
 
 def test_pipelined_and_cut_requests_are_answered_in_order(kernel: Kernel, peer: FakeSocket) -> None:
@@ -78,12 +111,12 @@ def test_what_the_kernel_refuses_is_sent_when_it_takes_more(
 ) -> None:
     def blocked() -> None:
         assert peer.received == b"000"
-        assert kernel.interest[peer.fd] == READ | WRITE
+        assert kernel.waits_for(peer) == READ | WRITE
         peer.room = 1 << 20
 
     def flushed() -> None:
         assert peer.received == b"00003cba00002ed"
-        assert kernel.interest[peer.fd] == READ
+        assert kernel.waits_for(peer) == READ
 
     peer.room = 3
     run(kernel, lambda: peer.inbox.append(b"00003abc00002de"), blocked, flushed)
@@ -116,17 +149,17 @@ def test_reading_pauses_above_the_high_water_mark_and_resumes_below_the_low_one(
     request = b"00100" + b"x" * 100
 
     def over_the_high_mark() -> None:
-        assert kernel.interest[peer.fd] == WRITE
+        assert kernel.waits_for(peer) == WRITE
         peer.inbox.append(b"00001a")  # is not read now
         peer.room = 100
 
     def between_the_marks() -> None:
-        assert kernel.interest[peer.fd] == WRITE
+        assert kernel.waits_for(peer) == WRITE
         assert peer.inbox
         peer.room = 60
 
     def under_the_low_mark() -> None:
-        assert kernel.interest[peer.fd] == READ | WRITE
+        assert kernel.waits_for(peer) == READ | WRITE
         assert not peer.inbox
         peer.room = 1000
 
@@ -180,27 +213,12 @@ def test_a_fault_with_a_full_kernel_still_sends_every_reply_earned(
 def test_a_peer_that_does_not_close_after_a_fault_is_closed_in_time(
     kernel: Kernel, peer: FakeSocket
 ) -> None:
-    closed_at: list[float] = []
-    peer_close = peer.close
-
-    def close() -> None:
-        closed_at.append(kernel.now)
-        peer_close()
-
-    peer.close = close  # type: ignore[method-assign]
-    kernel.at_end = lambda: None
-    loop = Loop(
-        kernel.listener,
-        reverse,
-        poller=kernel,
-        clock=kernel.clock,
-        wake_up=kernel.wake_up,
-        limits=Limits(linger=2.0),
-    )
+    closed: list[float] = []
     kernel.steps.append(lambda: peer.inbox.append(b"bad"))
-    kernel.at_end = loop.stop
-    loop.run()
-    assert closed_at == [2.0]
+    kernel.at(1.9, lambda: closed.append(peer.closed))
+    kernel.at(2.2, lambda: closed.append(peer.closed))
+    run(kernel, linger=2.0)
+    assert closed == [False, True]
 
 
 def test_a_half_close_still_gets_all_replies(kernel: Kernel, peer: FakeSocket) -> None:
@@ -252,7 +270,7 @@ def test_a_reset_noticed_by_send_ends_only_its_connection(
 
 def test_a_reset_while_reading_is_paused_does_not_spin(kernel: Kernel, peer: FakeSocket) -> None:
     def reset() -> None:
-        assert kernel.interest[peer.fd] == WRITE
+        assert kernel.waits_for(peer) == WRITE
         peer.send_error = error(errno.ECONNRESET)
         peer.hung_up = True
 
@@ -343,26 +361,14 @@ def test_without_descriptors_accepting_pauses_says_so_once_and_resumes(
     kernel: Kernel, code: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     late = FakeSocket(kernel)
-
-    def full() -> None:
-        kernel.listener.queue.extend([error(code), error(code), late])
-
-    def resumed() -> None:
-        assert kernel.now == pytest.approx(2 * ACCEPT_PAUSE)
-        late.inbox.append(b"00001a")
-
-    kernel.steps.append(full)
-    loop = Loop(
-        kernel.listener,
-        reverse,
-        poller=kernel,
-        clock=kernel.clock,
-        wake_up=kernel.wake_up,
-        limits=Limits(),
-    )
-    ends = iter([resumed, loop.stop])
-    kernel.at_end = lambda: next(ends)()  # noqa: PLW0108
-    loop.run()
+    kernel.steps.append(lambda: kernel.listener.queue.extend([error(code), error(code), late]))
+    kernel.at(1.9 * PAUSE, lambda: accepted.append(late.fd))
+    kernel.at(2.1 * PAUSE, lambda: accepted.append(late.fd))
+    kernel.at(1.0, lambda: late.inbox.append(b"00001a"))
+    accepted: list[int] = []
+    run(kernel)
+    assert accepted[0] == -1
+    assert accepted[1] > 0
     assert late.received == b"00001a"
     assert caplog.text.count("cannot accept") == 1
     assert kernel.polls < 20
@@ -396,14 +402,7 @@ def test_stopping_waits_for_replies_that_the_kernel_refused(
 
     peer.room = 1
     kernel.steps.append(lambda: peer.inbox.append(b"00001a"))
-    loop = Loop(
-        kernel.listener,
-        reverse,
-        poller=kernel,
-        clock=kernel.clock,
-        wake_up=kernel.wake_up,
-        limits=Limits(),
-    )
+    loop = kernel.loop()
     kernel.steps.extend([loop.stop, taken])
     loop.run()
     assert peer.received == b"00001a"
@@ -416,14 +415,7 @@ def test_stopping_ends_in_time_and_at_once_when_asked_twice(
 ) -> None:
     peer.room = 1
     kernel.steps.append(lambda: peer.inbox.append(b"00001a"))
-    loop = Loop(
-        kernel.listener,
-        reverse,
-        poller=kernel,
-        clock=kernel.clock,
-        wake_up=kernel.wake_up,
-        limits=Limits(drain=10.0),
-    )
+    loop = kernel.loop(drain=10.0)
     kernel.steps.extend([loop.stop] * stops)
     loop.run()
     assert kernel.now == ends_at
@@ -438,3 +430,278 @@ def test_an_ipv6_peer_is_named_as_people_write_it(
     with caplog.at_level(logging.INFO, logger="nbnet"):
         run(kernel, lambda: peer.inbox.append(b"bad"), linger=0.0)
     assert "[::1]:4000: closing, protocol error: expected a digit" in caplog.text
+
+
+def test_no_more_is_answered_in_a_turn_than_allowed_and_others_come_between(
+    kernel: Kernel, peer: FakeSocket
+) -> None:
+    other = kernel.connect()
+    order: list[bytes] = []
+
+    def handler(payload: bytes) -> bytes:
+        order.append(payload)
+        return payload
+
+    def pipeline() -> None:
+        peer.inbox.append(b"00001a00001b00001c00001d00001e")
+        other.inbox.append(b"00001z")
+
+    run(kernel, pipeline, handler=handler, frames_per_turn=2)
+    assert peer.received == b"00001a00001b00001c00001d00001e"
+    assert order.index(b"z") <= 4
+    assert b"".join(order).replace(b"z", b"") == b"abcde"
+
+
+def test_while_requests_wait_nothing_more_is_read(kernel: Kernel, peer: FakeSocket) -> None:
+    reads: list[int] = []
+
+    def handler(payload: bytes) -> bytes:
+        reads.append(peer.recvs)
+        return payload
+
+    run(
+        kernel,
+        lambda: peer.inbox.extend([b"00001a00001b00001c", b"00001d"]),
+        handler=handler,
+        frames_per_turn=1,
+    )
+    assert peer.received == b"00001a00001b00001c00001d"
+    assert reads[:3] == [reads[0]] * 3
+
+
+def test_what_comes_behind_waiting_requests_is_acted_on_after_them(
+    kernel: Kernel, peer: FakeSocket
+) -> None:
+    other = kernel.connect()
+    peer.room = other.room = 3
+
+    def send() -> None:
+        peer.inbox.append(b"00001a00001b00001cX")
+        other.inbox.extend([b"00001a00001b00001c", b""])
+
+    def make_room() -> None:
+        peer.room = other.room = 100
+
+    run(
+        kernel,
+        send,
+        make_room,
+        frames_per_turn=1,
+        linger=0.0,
+    )
+    assert peer.received == other.received == b"00001a00001b00001c"
+    assert peer.write_shut
+    assert other.closed
+
+
+def test_a_handler_that_makes_much_of_little_does_not_fill_the_memory(
+    kernel: Kernel, peer: FakeSocket
+) -> None:
+    most: list[int] = []
+
+    def handler(_: bytes) -> bytes:
+        most.append(loop.counters.unsent)
+        return bytes(10_000)
+
+    loop = kernel.loop(handler, high_water=20_000, low_water=10_000)
+    peer.room = 0
+    kernel.steps.append(lambda: peer.inbox.append(b"00001a" * 1000))
+    kernel.steps.append(lambda: setattr(peer, "room", 1 << 30))
+    kernel.steps.append(loop.stop)
+    loop.run()
+    assert_nothing_is_left(kernel, loop)
+    assert len(peer.received) == 1000 * 10_005
+    assert max(most) <= 20_000 + 32 * 10_005
+
+
+def test_too_much_output_of_all_together_ends_who_adds_to_it(
+    kernel: Kernel, peer: FakeSocket
+) -> None:
+    peers = [peer, *(kernel.connect() for _ in range(3))]
+
+    def send() -> None:
+        for each in peers:
+            each.room = 0
+            each.inbox.append(b"00100" + bytes(100))
+
+    def make_room() -> None:
+        for each in peers:
+            each.room = 1000
+
+    loop = run(kernel, send, make_room, max_output=250)
+    assert loop.counters.shed == 2
+    assert sum(len(each.received) == 105 for each in peers) == 2
+
+
+@pytest.mark.parametrize(
+    ("sent", "kind", "seconds"),
+    [
+        (b"", "first_byte", 6.0),
+        (b"0", "frame", 1.0),
+        (b"00001a00002b", "frame", 1.0),
+        (b"00001a", "idle", 3.0),
+        (b"\r\n", "idle", 3.0),
+        (b"bad", "linger", 4.0),
+    ],
+)
+def test_deadlines(
+    kernel: Kernel, peer: FakeSocket, sent: bytes, kind: str, seconds: float
+) -> None:
+    closed: list[bool] = []
+    if sent:
+        kernel.steps.append(lambda: peer.inbox.append(sent))
+    kernel.at(seconds - 0.01, lambda: closed.append(peer.closed))
+    kernel.at(seconds + 2 * TICK, lambda: closed.append(peer.closed))
+    loop = run(
+        kernel,
+        first_byte_timeout=6.0,
+        frame_timeout=1.0,
+        idle_timeout=3.0,
+        write_timeout=2.0,
+        linger=4.0,
+    )
+    assert closed == [False, True]
+    assert getattr(loop.counters, f"{kind}_timeouts") == 1
+
+
+def test_a_frame_that_trickles_in_has_one_deadline_for_all_its_bytes(
+    kernel: Kernel, peer: FakeSocket
+) -> None:
+    for tenths in range(1, 30):
+        kernel.at(tenths / 10, lambda: None if peer.closed else peer.inbox.append(b"0"))
+    loop = run(kernel, lambda: peer.inbox.append(b"99999"), frame_timeout=2.0, idle_timeout=1.0)
+    assert loop.counters.frame_timeouts == 1
+
+
+def test_output_that_moves_is_not_given_up_and_output_that_does_not_is(
+    kernel: Kernel, peer: FakeSocket
+) -> None:
+    closed: list[bool] = []
+    peer.room = 0
+    for second in range(1, 5):
+        kernel.at(float(second), lambda: setattr(peer, "room", 1))
+    kernel.at(4.9, lambda: closed.append(peer.closed))
+    kernel.at(6.3, lambda: closed.append(peer.closed))
+    loop = run(kernel, lambda: peer.inbox.append(b"00003abc"), write_timeout=2.0)
+    assert closed == [False, True]
+    assert peer.received == b"0000"
+    assert loop.counters.write_timeouts == 1
+
+
+def test_requests_put_off_the_idle_deadline_without_touching_a_timer(
+    kernel: Kernel, peer: FakeSocket
+) -> None:
+    for tenths in range(100):
+        kernel.at(tenths / 10, lambda: peer.inbox.append(b"00001a"))
+    loop = run(kernel, idle_timeout=1.0)
+    assert loop.counters.idle_timeouts == 0
+    assert peer.received == b"00001a" * 100
+
+
+def test_a_deadline_of_nought_is_none(kernel: Kernel, peer: FakeSocket) -> None:
+    kernel.steps.append(lambda: peer.inbox.append(b"00001a0"))
+    kernel.at(100_000.0, lambda: peer.inbox.append(b"0001b"))
+    run(kernel, first_byte_timeout=0, frame_timeout=0, idle_timeout=0, write_timeout=0)
+    assert peer.received == b"00001a00001b"
+
+
+def test_at_the_cap_newcomers_wait_until_one_leaves(kernel: Kernel, peer: FakeSocket) -> None:
+    second = kernel.connect()
+    run(
+        kernel,
+        lambda: peer.inbox.append(b"00001a"),
+        lambda: peer.inbox.append(b""),
+        lambda: second.inbox.append(b"00001b"),
+        max_connections=1,
+    )
+    assert second.received == b"00001b"
+    assert kernel.polls < 20
+
+
+def test_at_the_cap_newcomers_are_refused_if_so_asked(kernel: Kernel, peer: FakeSocket) -> None:
+    second = kernel.connect()
+    loop = run(kernel, lambda: peer.inbox.append(b"00001a"), max_connections=1, refuse=True)
+    assert second.closed
+    assert peer.received == b"00001a"
+    assert (loop.counters.accepted, loop.counters.refused_full) == (2, 1)
+
+
+def test_an_address_has_a_cap_of_its_own_and_gets_its_place_back(
+    kernel: Kernel, peer: FakeSocket
+) -> None:
+    second = kernel.connect()
+    third = FakeSocket(kernel)
+    loop = run(
+        kernel,
+        lambda: peer.inbox.append(b""),
+        lambda: kernel.listener.queue.append(third),
+        lambda: third.inbox.append(b"00001c"),
+        max_per_ip=1,
+    )
+    assert second.closed
+    assert not second.received
+    assert third.received == b"00001c"
+    assert loop.counters.refused_per_ip == 1
+
+
+def test_a_descriptor_that_the_poller_cannot_watch_is_refused(
+    kernel: Kernel, peer: FakeSocket, caplog: pytest.LogCaptureFixture
+) -> None:
+    register = kernel.register
+
+    def limited(fd: int, eventmask: int, /) -> None:
+        if fd == 6:
+            raise DescriptorError("too high")
+        register(fd, eventmask)
+
+    kernel.register = limited  # type: ignore[method-assign]
+    second = kernel.connect()
+    run(kernel, lambda: peer.inbox.append(b"00001a"))
+    assert second.closed
+    assert peer.received == b"00001a"
+    assert "refused: too high" in caplog.text
+
+
+def test_stopping_answers_what_has_come_and_what_was_begun(
+    kernel: Kernel, peer: FakeSocket
+) -> None:
+    begun = kernel.connect()
+    loop = kernel.loop()
+
+    def stop_with_input() -> None:
+        peer.inbox.append(b"00001a")
+        loop.stop()
+
+    kernel.steps.append(lambda: begun.inbox.append(b"00001a0000"))
+    kernel.steps.append(stop_with_input)
+    kernel.steps.append(lambda: begun.inbox.append(b"2bc"))
+    kernel.steps.append(lambda: begun.inbox.append(b""))
+    loop.run()
+    assert_nothing_is_left(kernel, loop)
+    assert peer.received == b"00001a"
+    assert begun.received == b"00001a00002cb"
+
+
+def test_stopping_answers_requests_that_wait_for_their_turn(
+    kernel: Kernel, peer: FakeSocket
+) -> None:
+    loop: Loop
+
+    def handler(payload: bytes) -> bytes:
+        if payload == b"a":
+            loop.stop()
+        return payload
+
+    loop = kernel.loop(handler, frames_per_turn=1, linger=0.0)
+    kernel.steps.append(lambda: peer.inbox.append(b"00001a00001b00001c"))
+    loop.run()
+    assert_nothing_is_left(kernel, loop)
+    assert peer.received == b"00001a00001b00001c"
+
+
+def test_more_input_than_one_read_takes_is_read_to_the_end(
+    kernel: Kernel, peer: FakeSocket
+) -> None:
+    payload = bytes(99_999)
+    run(kernel, lambda: peer.inbox.append(b"99999" + payload + b"00001a"))
+    assert peer.received == b"99999" + payload + b"00001a"

@@ -11,6 +11,7 @@ from nbnet.notation import (
     format_duration,
     parse_count,
     parse_duration,
+    parse_size,
     parse_target,
 )
 
@@ -83,6 +84,19 @@ def test_counts(text: str, count: int) -> None:
 def test_texts_that_are_no_counts(text: str) -> None:
     with pytest.raises(ValueError, match="is no count: expected one like 5000"):
         parse_count(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("0", 0), ("64", 64), ("4KiB", 4096), ("2MiB", 2 << 20), ("1GiB", 1 << 30)]
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "KiB", "4kb", "4KB", "1.5MiB", "-1", "4 KiB", "\u0663"])
+def test_texts_that_are_no_sizes(text: str) -> None:
+    with pytest.raises(ValueError, match="is no size: expected one like 64, 4KiB"):
+        parse_size(text)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,12 @@
 """A kernel in memory, for running the real event loop without sockets.
 
-It has what the loop is given from outside: a level-triggered poller, sockets, a
-listener, a clock and a wake-up. File descriptors are reused lowest first, as
+It has what the loop is given from outside: a poller (level- and edge-triggered),
+sockets, a listener, a clock and a wake-up. File descriptors are reused lowest first, as
 the real kernel does, and every misuse (registering twice, closing twice, using
 a closed socket) is an error. Time passes only when nothing is ready.
 
-A test is a list of ``steps``: whenever nothing is ready, the next step runs;
-after the last one the loop under test is asked to stop.
+A test is a list of ``steps`` and a timetable (``at``): whenever nothing is
+ready the next step runs; after the last one, time goes on.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import os
 from collections import deque
 from collections.abc import Callable
 
-from nbnet.pollers import ERROR, READ, WRITE
+from nbnet.pollers import EDGE, ERROR, READ, WRITE
 
 
 def error(code: int) -> OSError:
@@ -38,6 +38,8 @@ class FakeSocket:
         self.write_shut = False
         self.hung_up = False
         self.recvs = self.sends = 0  # calls so far
+        self.taken = 0  # bytes read so far
+        self.refused = False  # whether the last send did not take all
 
     def fileno(self) -> int:
         return self.fd
@@ -55,6 +57,7 @@ class FakeSocket:
             raise item
         if not item:
             return b""  # the end stays the end
+        self.taken += len(item[:size])
         self.inbox[0] = item[size:]
         if not self.inbox[0]:
             self.inbox.popleft()
@@ -66,6 +69,7 @@ class FakeSocket:
         self.sends += 1
         if self.send_error is not None:
             raise self.send_error
+        self.refused = len(data) > self.room
         if not self.room:
             raise BlockingIOError(errno.EAGAIN, "")
         sent = bytes(data[: self.room])
@@ -93,6 +97,22 @@ class FakeSocket:
         if self.room or self.send_error is not None:
             mask |= WRITE
         return mask | (ERROR if self.hung_up else 0)
+
+    def changed(self, since: object) -> tuple[int, object]:
+        """The events that an edge-triggered poller would report, and where it is now."""
+        arrived = (
+            self.taken + sum(len(item) for item in self.inbox if isinstance(item, bytes)),
+            sum(not item or isinstance(item, OSError) for item in self.inbox),
+            self.hung_up,
+            self.send_error is None,
+        )
+        mask = self.ready() if since != arrived else 0
+        if mask & READ and b"" in self.inbox:
+            mask |= EDGE & ~READ  # the end of input is told apart
+        if self.refused and self.room:
+            self.refused = False
+            mask |= WRITE
+        return mask, arrived
 
 
 class FakeListener:
@@ -155,9 +175,10 @@ class Kernel:
     def __init__(self) -> None:
         self.open: dict[int, FakeSocket | FakeListener | FakeWakeUp] = {}
         self.interest: dict[int, int] = {}
+        self.reported: dict[int, object] = {}  # edge-triggered: what the loop knows
         self.injected: list[tuple[int, int]] = []
         self.steps: deque[Callable[[], object]] = deque()
-        self.at_end: Callable[[], object] = self._nothing_left
+        self.timetable: list[tuple[float, Callable[[], object]]] = []
         self.now = 0.0
         self.polls = 0
         self.listener = FakeListener(self)
@@ -177,6 +198,11 @@ class Kernel:
         self.listener.queue.append(socket)
         return socket
 
+    def at(self, when: float, action: Callable[[], object]) -> None:
+        """Have something happen at a time, when no step is left."""
+        self.timetable.append((when, action))
+        self.timetable.sort(key=lambda entry: entry[0])
+
     # The clock and the poller, as the loop sees them.
 
     def clock(self) -> float:
@@ -190,9 +216,14 @@ class Kernel:
     def modify(self, fd: int, eventmask: int, /) -> None:
         assert fd in self.interest, "modified without being registered"
         self.interest[fd] = eventmask
+        self.reported.pop(fd, None)
 
     def unregister(self, fd: int, /) -> None:
         del self.interest[fd]
+        self.reported.pop(fd, None)
+
+    def close(self) -> None:
+        raise AssertionError("the loop does not own the poller")
 
     def poll(self, timeout: float, maxevents: int, /) -> list[tuple[int, int]]:
         self.polls += 1
@@ -201,19 +232,24 @@ class Kernel:
         while True:
             events, self.injected = self.injected, []
             for fd, mask in self.interest.items():
-                ready = self.open[fd].ready() & (mask | ERROR)
+                thing = self.open[fd]
+                if mask & EDGE and isinstance(thing, FakeSocket):
+                    ready, self.reported[fd] = thing.changed(self.reported.get(fd))
+                else:
+                    ready = thing.ready()
+                ready &= mask | ERROR
                 if ready:
                     events.append((fd, ready))
-            if events or waited:
+            if events or waited or not timeout:
                 return events[:maxevents]
             if self.steps:
                 self.steps.popleft()()
-            elif timeout < 0:
-                self.at_end()
+            elif self.timetable and (timeout < 0 or self.timetable[0][0] <= self.now + timeout):
+                when, action = self.timetable.pop(0)
+                timeout -= max(0.0, when - self.now)
+                self.now = max(self.now, when)
+                action()
             else:
+                assert timeout >= 0, "the loop waits for ever and nothing is left to happen"
                 self.now += timeout
                 waited = True
-
-    @staticmethod
-    def _nothing_left() -> None:
-        raise AssertionError("the loop waits for ever and no step is left")
