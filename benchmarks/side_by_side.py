@@ -131,7 +131,8 @@ def main() -> None:
                     f"{conns:>6} connections  {server:>10} < {loader:<10}"
                     f"{statistics.median(measured):>12,.0f}/s   ratio "
                     f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-                    f"   server {statistics.median(costs[server, loader]):.2f} us/request",
+                    f"   server {statistics.median(costs[server, loader]):.2f} us/request"
+                    f" (lowest {min(costs[server, loader]):.2f})",
                     flush=True,
                 )
 

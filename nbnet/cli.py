@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -34,7 +34,7 @@ def nbnet(_version: Annotated[bool, version_option("nbnet")] = False) -> None:
     """A TCP server for messages with a length before them: 00003abc -> 00003cba."""
 
 
-def _limit(option: str, unit: str, text: str) -> typer.models.OptionInfo:
+def _limit(option: str, unit: str, text: str) -> Any:
     return typer.Option(option, metavar=unit, help=text, rich_help_panel=_LIMITS)
 
 

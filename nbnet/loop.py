@@ -26,6 +26,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final, Protocol
 
 from nbnet.acceptor import Acceptor, Listener, Socket
@@ -42,6 +43,9 @@ log = logging.getLogger("nbnet")
 
 READ_SIZE: Final = 64 * 1024
 """Bytes asked of the kernel in one read."""
+FIRST_READ_SIZE: Final = 479
+"""The same until a read is filled. The interpreter keeps blocks of up to 512
+bytes, 33 of them its own, at hand; a larger buffer costs calls to malloc."""
 MAX_EVENTS: Final = 4096
 """Events taken in one batch; epoll's own default would stop at 1,023."""
 
@@ -63,11 +67,11 @@ class WakeUp(Protocol):
 class Channel(Connection):
     """A connection with its socket, as the loop keeps it.
 
-    ``settled`` is the state that the loop has acted on last, ``tick`` where its
-    deadline is parked.
+    ``settled`` is the state that the loop has acted on last, ``read_size`` what
+    it asks for in a read, ``tick`` where its deadline is parked.
     """
 
-    __slots__ = ("fd", "recv", "send", "settled", "socket", "tick")
+    __slots__ = ("fd", "read_size", "settled", "socket", "tick")
 
     def __init__(
         self,
@@ -82,8 +86,7 @@ class Channel(Connection):
         super().__init__(handler, limits, counters, peer, now)
         self.socket = socket
         self.fd = socket.fileno()
-        self.recv = socket.recv
-        self.send = socket.send
+        self.read_size = FIRST_READ_SIZE
         self.settled = self.state
         self.tick: int | None = None
 
@@ -101,7 +104,8 @@ class Loop:
         edge: whether to ask the poller for edge-triggered events.
 
     Attributes:
-        counters: what has been counted so far.
+        counters: what has been counted so far, but for the requests answered on
+            connections still open: see ``count``.
     """
 
     def __init__(
@@ -138,6 +142,11 @@ class Loop:
     def connections(self) -> int:
         """Connections open now."""
         return len(self._channels)
+
+    def count(self) -> Counters:
+        """What has been counted so far, as a copy; from the loop's thread."""
+        live = sum(channel.requests for channel in self._channels.values())
+        return replace(self.counters, requests=self.counters.requests + live)
 
     def stop(self) -> None:
         """Ask the loop to end: from any thread, or from a signal handler.
@@ -192,8 +201,9 @@ class Loop:
                 self._handle(channel, mask)
                 continue
             # Nearly every event ends up here: a request came, its reply goes.
+            socket = channel.socket
             try:
-                data = channel.recv(READ_SIZE)
+                data = socket.recv(channel.read_size)
             except BlockingIOError:
                 continue
             except OSError as error:
@@ -208,7 +218,7 @@ class Loop:
                 self._flush(channel)
                 continue
             try:
-                sent = channel.send(replies) if replies else 0
+                sent = socket.send(replies) if replies else 0
             except BlockingIOError:
                 sent = 0
             except OSError as error:
@@ -219,8 +229,10 @@ class Loop:
                 self._settle(channel)
             elif channel.frame_since is not None:
                 self._watch(channel)
-            if edge and len(data) == READ_SIZE:
-                self._ready[channel] = None  # a shorter read has taken all there was
+            if len(data) == channel.read_size:  # a shorter read has taken all there was
+                channel.read_size = READ_SIZE
+                if edge:
+                    self._ready[channel] = None
         if self._ended:
             self._close_ended()
         if accept:
@@ -243,7 +255,7 @@ class Loop:
 
     def _read(self, channel: Channel) -> None:
         try:
-            data = channel.recv(READ_SIZE)
+            data = channel.socket.recv(channel.read_size)
         except BlockingIOError:
             return
         except OSError as error:
@@ -252,6 +264,7 @@ class Loop:
         if not data:
             self._receive_eof(channel)
             return
+        channel.read_size = READ_SIZE
         if channel.state is not State.LINGERING:
             channel.block(channel.receive(data, self._now), self._now)
             self._flush(channel)
@@ -277,7 +290,7 @@ class Loop:
     def _flush(self, channel: Channel) -> None:
         """Send what waits; the kernel may take all, part or nothing."""
         try:
-            sent = channel.send(channel.unsent) if channel.unsent else 0
+            sent = channel.socket.send(channel.unsent) if channel.unsent else 0
         except BlockingIOError:
             sent = 0
         except OSError as error:
@@ -325,6 +338,7 @@ class Loop:
             self._poller.unregister(channel.fd)
             channel.socket.close()
             self.counters.connections -= 1
+            self.counters.requests += channel.requests
             self._acceptor.released(channel.peer)
         self._ended.clear()
 

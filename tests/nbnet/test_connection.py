@@ -31,7 +31,7 @@ def test_replies_come_in_order_however_requests_are_cut(payloads: list[bytes], s
         served.receive(stream[start : start + step], 1.0) for start in range(0, len(stream), step)
     )
     assert replies == b"".join(encode_frame(payload[::-1]) for payload in payloads)
-    assert served._counters.requests == len(payloads)
+    assert served.requests == len(payloads)
 
 
 def test_an_empty_reply_is_sent_as_zero_length() -> None:
@@ -62,7 +62,7 @@ def test_a_request_without_a_fit_reply_ends_the_connection_after_the_replies_bef
     served = connection(handler)
     assert served.receive(before + b"00003bad" + before, 1.0) == before
     assert served.state is State.FLUSHING
-    assert served._counters.requests == before.count(b"k0") + before.endswith(b"k")
+    assert served.requests == before.count(b"k0") + before.endswith(b"k")
     [record] = caplog.records
     assert record.levelno == logging.ERROR
     assert record.exc_info is not None
@@ -88,11 +88,21 @@ def test_a_handler_is_not_called_twice_for_a_request() -> None:
     assert seen == [b"a", b"b", b"bad"]
 
 
-def test_what_ends_the_process_is_not_swallowed() -> None:
+def test_a_handler_cannot_end_the_server(caplog: pytest.LogCaptureFixture) -> None:
     def handler(_: bytes) -> bytes:
         raise SystemExit(3)
 
-    with pytest.raises(SystemExit):
+    served = connection(handler)
+    assert served.receive(b"00001a", 1.0) == b""
+    assert served.state is State.FLUSHING
+    assert "SystemExit: 3" in caplog.text
+
+
+def test_ctrl_c_in_a_handler_is_not_swallowed() -> None:
+    def handler(_: bytes) -> bytes:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
         connection(handler).receive(b"00001a", 1.0)
 
 
@@ -101,7 +111,7 @@ def test_a_request_over_the_limit_is_a_fault(caplog: pytest.LogCaptureFixture) -
     with caplog.at_level(logging.INFO, logger="nbnet"):
         assert served.receive(b"00010" + b"x" * 10 + b"00011", 1.0) == b"00010" + b"x" * 10
     assert served.state is State.FLUSHING
-    assert "a length of 11 is outside of 1 to 10 at byte 15" in caplog.text
+    assert "after 1 requests, protocol error: a length of 11 is outside of 1 to 10" in caplog.text
 
 
 def test_an_end_inside_a_request_is_said(caplog: pytest.LogCaptureFixture) -> None:

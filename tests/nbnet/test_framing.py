@@ -160,17 +160,21 @@ def test_an_end_inside_a_frame_is_an_error(stream: bytes, size: int) -> None:
         decoder.finish()
 
 
-def test_one_whole_short_frame_can_be_taken_alone() -> None:
+def test_a_frame_alone_in_a_read_can_be_looked_up() -> None:
+    def is_alone(data: bytes) -> bool:
+        return decoder.alone.get(data[:5]) == len(data) - 5
+
     decoder = FrameDecoder()
-    assert decoder.feed_one(b"00003abc") == b"abc"
-    assert decoder.feed_one(b"00003abcd") is None
-    assert decoder.feed_one(b"00003ab") is None
+    assert is_alone(b"00003abc")
+    assert not is_alone(b"00003abcd")
+    assert not is_alone(b"00003ab")
+    assert not is_alone(b"00000")
     assert decoder.feed(b"00003ab") == []
-    assert decoder.feed_one(b"00001c") is None  # belongs to the frame begun
+    assert not is_alone(b"00001c")  # belongs to the frame begun
     assert decoder.feed(b"c") == [b"abc"]
+    assert is_alone(b"00001c")
     decoder.feed(b"x")
-    assert decoder.error is not None
-    assert decoder.error.offset == 16
+    assert not is_alone(b"00001c")  # the stream is broken
 
 
 @pytest.mark.parametrize("limits", [(-1, 5), (6, 5), (0, 100_000)])

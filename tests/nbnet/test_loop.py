@@ -429,7 +429,7 @@ def test_an_ipv6_peer_is_named_as_people_write_it(
     kernel.listener.accept = lambda: (accept()[0], ("::1", 4000, 0, 0))  # type: ignore[assignment,method-assign,return-value]
     with caplog.at_level(logging.INFO, logger="nbnet"):
         run(kernel, lambda: peer.inbox.append(b"bad"), linger=0.0)
-    assert "[::1]:4000: closing, protocol error: expected a digit" in caplog.text
+    assert "[::1]:4000: closing after 0 requests, protocol error: expected a digit" in caplog.text
 
 
 def test_no_more_is_answered_in_a_turn_than_allowed_and_others_come_between(

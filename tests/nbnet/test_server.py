@@ -166,9 +166,9 @@ def test_a_server_is_entered_once(server: Server) -> None:
         server.__enter__()
 
 
-def test_a_handler_that_ends_the_process_is_reported_when_stopping() -> None:
+def test_a_crash_of_the_loop_is_reported_when_stopping() -> None:
     def handler(_: bytes) -> bytes:
-        raise SystemExit(3)
+        raise KeyboardInterrupt
 
     server = Server(handler, port=0)
     server.__enter__()
@@ -177,7 +177,7 @@ def test_a_handler_that_ends_the_process_is_reported_when_stopping() -> None:
         assert read_to_end(peer) == b""
     with pytest.raises(RuntimeError, match="loop crashed") as raised:
         server.stop()
-    assert isinstance(raised.value.__cause__, SystemExit)
+    assert isinstance(raised.value.__cause__, KeyboardInterrupt)
 
 
 def test_an_address_in_use_is_an_error(server: Server) -> None:
