@@ -125,16 +125,16 @@ class Acceptor:
             try:
                 socket, address = self._listener.accept()
             except BlockingIOError:
+                self._failing = False  # got to the end of the queue
                 return
             except OSError as error:
                 if error.errno in _OUT_OF_RESOURCES:
-                    self._run_out(error)
+                    self._run_out(error.strerror)
                     return
                 if error.errno in _ONE_FAILED:
                     log.debug("a connection failed before it was accepted: %s", error.strerror)
                     continue
                 raise
-            self._failing = False
             self._counters.accepted += 1
             peer = Target(*address[:2]) if isinstance(address, tuple) else "unix socket"
             if full:
@@ -157,6 +157,13 @@ class Acceptor:
         if not self._watched and self.again == math.inf:
             self.resume()
 
+    def reject(self, socket: Socket, peer: Target | str, error: Exception) -> None:
+        """Close a connection that was accepted but cannot be watched."""
+        self._counters.refused_full += 1
+        socket.close()
+        self.released(peer)
+        self._run_out(str(error))
+
     def close(self) -> None:
         """Accept no more; may be called again."""
         if not self._closed:
@@ -174,7 +181,7 @@ class Acceptor:
         self._from[host] += 1
         return True
 
-    def _run_out(self, error: OSError) -> None:
+    def _run_out(self, reason: str | None) -> None:
         """Stop asking for connections that cannot be had, for a moment."""
         self._counters.accept_failures += 1
         if not self._failing:
@@ -182,7 +189,7 @@ class Acceptor:
             log.error(
                 "cannot accept with %d connections open: %s; trying again every %g s",
                 self._counters.connections,
-                error.strerror,
+                reason,
                 PAUSE,
             )
         self._pause(self._clock() + PAUSE)

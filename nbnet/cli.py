@@ -20,6 +20,7 @@ app = make_app(no_args_is_help=True)
 
 EXIT_CANNOT_LISTEN: Final = 1
 
+_LOG_LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "error": logging.ERROR}
 _DEFAULTS = Limits()
 _LIMITS = "Limits (0: none)"
 
@@ -57,6 +58,9 @@ def serve_command(
     trigger: Annotated[
         str, typer.Option(metavar="WHEN", help="When events come: level or (epoll only) edge.")
     ] = "level",
+    log_level: Annotated[
+        str, typer.Option(metavar="LEVEL", help="debug (every closed connection), info or error.")
+    ] = "info",
     max_connections: Annotated[
         str,
         _limit("--max-connections", "N", "Connections; 0: what the limit of open files leaves."),
@@ -112,8 +116,14 @@ def serve_command(
 
     Exit codes: 0 stopped, 1 cannot listen there, 2 usage.
     """
+    if log_level not in _LOG_LEVELS:
+        raise CommandError(
+            f"--log-level: {log_level!r} is none of {', '.join(_LOG_LEVELS)}", EXIT_USAGE
+        )
     logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
+        stream=sys.stderr,
+        level=_LOG_LEVELS[log_level],
+        format="%(asctime)s %(levelname)s %(message)s",
     )
     try:
         answer = load_handler(handler)

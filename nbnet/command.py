@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar
 
 import typer
 
+EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_INTERRUPTED: Final = 130
 
@@ -45,6 +46,11 @@ def run(app: typer.Typer, name: str) -> None:
         sys.exit(error.code)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
+    except OSError as error:  # what each command expects, it deals with itself
+        # What is still buffered would fail again when the interpreter exits.
+        sys.stdout = None
+        print(f"{name}: {error}", file=sys.stderr)
+        sys.exit(EXIT_FAILED)
 
 
 def parsed(option: str, parse: Callable[[str], T], text: str) -> T:

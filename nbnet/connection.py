@@ -293,7 +293,7 @@ class Connection:
             self._move(Event.HIGH)
 
     def _report(self, error: FrameError) -> None:
-        log.info(
+        log.debug(
             "%s: closing after %d requests, protocol error: %s",
             self.peer,
             self.requests,

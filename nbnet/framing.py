@@ -60,14 +60,12 @@ class FrameError(ValueError):
         return f"{self.reason} at byte {self.offset}"
 
 
-Buffer = bytes | bytearray | memoryview
-"""What counts as bytes."""
-
-
-def encode_frame(payload: Buffer) -> bytes:
+def encode_frame(payload: bytes) -> bytes:
     """Put a header before a payload of 0 to 99,999 bytes.
 
-    An empty payload is a legal reply; a client must not send one.
+    An empty payload is a legal reply; a client must not send one. Other types
+    of buffers are refused: what stands in them may change before it is sent,
+    and their length need not be their size in bytes.
 
     Raises:
         ValueError: the payload is longer than 99,999 bytes.
@@ -76,12 +74,8 @@ def encode_frame(payload: Buffer) -> bytes:
     >>> encode_frame(b"abc")
     b'00003abc'
     """
-    if type(payload) is not bytes:
-        # The length of another buffer type need not be its size in bytes (a
-        # memoryview of integers), so only a copy is safe to count.
-        if not isinstance(payload, Buffer):
-            raise TypeError(f"a payload is bytes, not {type(payload).__name__}")
-        payload = bytes(payload)
+    if type(payload) is not bytes and not isinstance(payload, bytes):
+        raise TypeError(f"a payload is bytes, not {type(payload).__name__}")
     size = len(payload)
     if size < _TABLE_SIZE:
         return _HEADERS[size] + payload
@@ -90,7 +84,7 @@ def encode_frame(payload: Buffer) -> bytes:
     return b"%05d%b" % (size, payload)
 
 
-def encode_frames(payloads: Sequence[Buffer]) -> bytes:
+def encode_frames(payloads: Sequence[bytes]) -> bytes:
     """Encode payloads one after the other, as ``encode_frame`` does each.
 
     Raises:
@@ -101,7 +95,7 @@ def encode_frames(payloads: Sequence[Buffer]) -> bytes:
     b'00003abc00000'
     """
     if set(map(type, payloads)) == {bytes}:
-        parts: list[Buffer] = [b""] * (2 * len(payloads))
+        parts = [b""] * (2 * len(payloads))
         parts[1::2] = payloads
         try:
             # Every step of this runs inside the interpreter's C loops.

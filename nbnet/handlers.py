@@ -40,11 +40,9 @@ def load_handler(name: str) -> Handler:
         sys.path.insert(0, "")
     try:
         target = importlib.import_module(module_name)
-    except Exception as error:  # whatever the user's module raises on import
-        kind = type(error).__name__
-        raise ValueError(
-            f"handler {name!r}: cannot import {module_name}: {kind}: {error}"
-        ) from error
+    except (Exception, SystemExit) as error:  # whatever the user's module raises on import
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(f"handler {name!r}: cannot import {module_name}: {reason}") from error
     for attribute in path.split("."):
         if not hasattr(target, attribute):
             raise ValueError(f"handler {name!r}: {module_name} has no {path}")

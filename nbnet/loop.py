@@ -309,7 +309,7 @@ class Loop:
         """Act on the state that a connection has come to."""
         if channel.unsent and 0 < self._limits.max_output < self.counters.unsent:
             self.counters.shed += 1
-            log.info("%s: closing, too many unsent replies of all together", channel.peer)
+            log.debug("%s: closing, too many unsent replies of all together", channel.peer)
             channel.lose("too many unsent replies of all together")
         state, before = channel.state, channel.settled
         if state is not before:
@@ -354,11 +354,8 @@ class Loop:
             )
             try:
                 self._poller.register(channel.fd, READ | self._trigger)
-            except DescriptorError as error:
-                log.error("%s: refused: %s", channel.peer, error)  # noqa: TRY400  (says it all)
-                self.counters.refused_full += 1
-                socket.close()
-                self._acceptor.released(peer)
+            except (DescriptorError, OSError) as error:  # the kernel may be out of memory
+                self._acceptor.reject(socket, peer, error)
                 continue
             self._channels[channel.fd] = channel
             self.counters.connections += 1
@@ -389,7 +386,7 @@ class Loop:
                 self._watch(channel)
                 continue
             self.counters.count_timeout(kind)
-            log.info("%s: closing, %s timeout", channel.peer, kind.replace("_", " "))
+            log.debug("%s: closing, %s timeout", channel.peer, kind.replace("_", " "))
             channel.lose(f"{kind} timeout")
             self._settle(channel)
         if now >= self._acceptor.again:

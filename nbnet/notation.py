@@ -20,10 +20,12 @@ _SECONDS: Final = {
 _MULTIPLES: Final = {"": 1, "k": 1_000, "M": 1_000_000}
 _BYTES: Final = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 _NUMBER: Final = r"[0-9]+(?:\.[0-9]+)?"
+_LARGEST_COUNT: Final = 10**15
 _PART: Final = re.compile(rf"({_NUMBER})(us|ms|s|m|h)")
 _DURATION: Final = re.compile(rf"(?:{_NUMBER}|(?:{_NUMBER}(?:us|ms|s|m|h))+)")
 _SIZE: Final = re.compile(r"([0-9]+)(|KiB|MiB|GiB)")
 _COUNT: Final = re.compile(rf"({_NUMBER})([kM]?)")
+_HOST: Final = re.compile(r"[!-~\u00a1-\U0010ffff]+")  # nothing invisible
 
 
 def parse_duration(text: str) -> float:
@@ -68,7 +70,7 @@ def parse_count(text: str) -> int:
     """
     match = _COUNT.fullmatch(text)
     count = Decimal(match[1]) * _MULTIPLES[match[2]] if match else None
-    if count is None or count != int(count):
+    if count is None or count > _LARGEST_COUNT or count != int(count):
         raise ValueError(f"{text!r} is no count: expected one like 5000, 5k or 1.5M")
     return int(count)
 
@@ -115,6 +117,11 @@ def parse_target(text: str) -> Target:
         host = host[1:-1]
     elif ":" in host:
         colon = ""
-    if not (colon and host and re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 65536):
+    if not (
+        colon
+        and _HOST.fullmatch(host)
+        and re.fullmatch("[0-9]{1,5}", port)
+        and 0 < int(port) < 65536
+    ):
         raise ValueError(f"{text!r} is no target: expected HOST:PORT or [IPv6]:PORT")
     return Target(host, int(port))

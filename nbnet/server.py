@@ -47,7 +47,10 @@ def open_listener(host: str, port: int) -> socket.socket:
 
     Raises:
         ListenError: the host is unknown, or the address cannot be had.
+        ValueError: there is no such port.
     """
+    if not 0 <= port < 65536:
+        raise ValueError(f"port {port} is outside of 0 to 65535")
     target = Target(host, port)
     try:
         address = look_up(target, passive=True)[0]
@@ -93,6 +96,7 @@ class Server:
         trigger: when events come: "level" or, with epoll only, "edge".
 
     Raises:
+        TypeError: the handler is no function.
         ValueError: there is no such poller or trigger.
 
     Raises (on entering):
@@ -159,6 +163,7 @@ class Server:
             try:
                 self._loop.run()
             except BaseException as error:
+                log.critical("the server on %s crashed", self._address, exc_info=error)
                 self._crash = error
 
     def stop(self) -> None:
@@ -254,6 +259,8 @@ class _Settings:
 
     @classmethod
     def read(cls, handler: Handler, limits: Limits | None, poller: str, trigger: str) -> Self:
+        if not callable(handler):
+            raise TypeError(f"a handler is a function of the payload, not {handler!r}")
         if poller not in POLLERS:
             raise ValueError(f"{poller!r} is no poller: expected one of {', '.join(POLLERS)}")
         if trigger not in ("level", "edge"):

@@ -108,7 +108,7 @@ def test_ctrl_c_in_a_handler_is_not_swallowed() -> None:
 
 def test_a_request_over_the_limit_is_a_fault(caplog: pytest.LogCaptureFixture) -> None:
     served = connection(limits=Limits(max_frame=10))
-    with caplog.at_level(logging.INFO, logger="nbnet"):
+    with caplog.at_level(logging.DEBUG, logger="nbnet"):
         assert served.receive(b"00010" + b"x" * 10 + b"00011", 1.0) == b"00010" + b"x" * 10
     assert served.state is State.FLUSHING
     assert "after 1 requests, protocol error: a length of 11 is outside of 1 to 10" in caplog.text
@@ -117,7 +117,7 @@ def test_a_request_over_the_limit_is_a_fault(caplog: pytest.LogCaptureFixture) -
 def test_an_end_inside_a_request_is_said(caplog: pytest.LogCaptureFixture) -> None:
     served = connection()
     served.receive(b"00003ab", 1.0)
-    with caplog.at_level(logging.INFO, logger="nbnet"):
+    with caplog.at_level(logging.DEBUG, logger="nbnet"):
         served.receive_eof()
     served.take(0, 1.0)
     assert served.state is State.CLOSED

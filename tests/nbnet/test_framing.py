@@ -190,7 +190,7 @@ def test_a_payload_over_the_limit_is_refused() -> None:
         encode_frames([b"a", bytes(MAX_PAYLOAD + 1)])
 
 
-@pytest.mark.parametrize("payload", ["abc", 3, None, ["a"]])
+@pytest.mark.parametrize("payload", ["abc", 3, None, ["a"], bytearray(b"a"), memoryview(b"a")])
 def test_a_payload_that_is_no_bytes_is_refused(payload: object) -> None:
     with pytest.raises(TypeError, match="a payload is bytes, not"):
         encode_frame(payload)  # type: ignore[arg-type]
@@ -198,11 +198,12 @@ def test_a_payload_that_is_no_bytes_is_refused(payload: object) -> None:
         encode_frames([b"a", payload])  # type: ignore[list-item]
 
 
-def test_other_buffers_are_counted_in_bytes_not_items() -> None:
-    items = memoryview(bytes(8)).cast("I")
-    assert len(items) == 2
-    assert encode_frame(items) == b"00008" + bytes(8)
-    assert encode_frames([b"", bytearray(b"ab")]) == b"0000000002ab"
+def test_bytes_of_a_class_of_their_own_are_bytes() -> None:
+    class Text(bytes):
+        pass
+
+    assert encode_frame(Text(b"ab")) == b"00002ab"
+    assert encode_frames([b"", Text(b"ab")]) == b"0000000002ab"
 
 
 def test_errors_can_be_pickled() -> None:

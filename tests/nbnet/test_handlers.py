@@ -42,10 +42,18 @@ def test_a_bad_name_is_refused_with_the_reason(name: str, message: str) -> None:
         load_handler(name)
 
 
+@pytest.mark.parametrize(
+    ("number", "code", "reason"),
+    [
+        (1, "1 / 0", "ZeroDivisionError: division by zero"),
+        (2, "raise SystemExit(9)", "SystemExit: 9"),
+        (3, "raise RuntimeError('two\\nlines')", "RuntimeError: two"),
+    ],
+)
 def test_a_module_that_fails_to_import_is_a_bad_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: str, reason: str
 ) -> None:
-    (tmp_path / "broken_handlers.py").write_text("1 / 0\n")
+    (tmp_path / f"broken_handlers{number}.py").write_text(f"{code}\n")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="cannot import broken_handlers: ZeroDivisionError"):
-        load_handler("broken_handlers:f")
+    with pytest.raises(ValueError, match=f"cannot import broken_handlers{number}: {reason}$"):
+        load_handler(f"broken_handlers{number}:f")

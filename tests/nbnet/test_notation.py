@@ -80,7 +80,9 @@ def test_counts(text: str, count: int) -> None:
     assert parse_count(text) == count
 
 
-@pytest.mark.parametrize("text", ["", "k", "1.5", "-1", "5K", "1_000", "5 k", "0.0001k", "\u0663"])
+@pytest.mark.parametrize(
+    "text", ["", "k", "1.5", "-1", "5K", "1_000", "5 k", "0.0001k", "9" * 5000, "\u0663"]
+)
 def test_texts_that_are_no_counts(text: str) -> None:
     with pytest.raises(ValueError, match="is no count: expected one like 5000"):
         parse_count(text)
@@ -114,7 +116,20 @@ def test_targets(text: str, target: Target) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "localhost", ":6789", "localhost:", "::1:80", "h:0", "h:65536", "h:+80", "h:x", "[]:1"],
+    [
+        "",
+        "localhost",
+        ":6789",
+        "localhost:",
+        "::1:80",
+        "h:0",
+        "h:65536",
+        "h:+80",
+        "h:x",
+        "[]:1",
+        "a b:1",
+        "a\nb:1",
+    ],
 )
 def test_texts_that_are_no_targets(text: str) -> None:
     with pytest.raises(ValueError, match="is no target: expected HOST:PORT"):

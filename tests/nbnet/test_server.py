@@ -9,18 +9,20 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nbnet import Limits, Server, serve
 from nbnet.framing import encode_frame
 from nbnet.notation import Target
-from nbnet.server import open_listener
+from nbnet.server import ListenError, open_listener
 
 
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with Server(port=0) as running:
+@pytest.fixture(params=["epoll level", "epoll edge", "poll level", "select level"])
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    poller, trigger = request.param.split()
+    with Server(port=0, poller=poller, trigger=trigger) as running:
         yield running
 
 
@@ -112,6 +114,7 @@ def test_connections_that_come_and_go_without_a_word(server: Server) -> None:
 
 
 @pytest.mark.usefixtures("raise_fd_limit")
+@pytest.mark.parametrize("server", ["epoll level", "epoll edge", "poll level"], indirect=True)
 def test_2000_connections_at_once(server: Server) -> None:
     peers = [connect(server.address) for _ in range(2000)]
     try:
@@ -185,8 +188,31 @@ def test_an_address_in_use_is_an_error(server: Server) -> None:
         pass
 
 
-def test_an_unknown_host_is_an_error() -> None:
-    with pytest.raises(OSError, match=r"."), Server(host="host.invalid", port=0):
+@pytest.mark.parametrize("host", ["host.invalid", "a..b", "x" * 64])
+def test_an_unknown_host_is_an_error(host: str) -> None:
+    with (
+        pytest.raises(ListenError, match=f"cannot listen on {host}:0: "),
+        Server(host=host, port=0),
+    ):
+        pass
+
+
+def test_a_handler_that_is_no_function_is_refused_at_once() -> None:
+    with pytest.raises(TypeError, match="a handler is a function of the payload, not '127"):
+        Server("127.0.0.1")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"poller": "kqueue"}, "'kqueue' is no poller"),
+        ({"trigger": "up"}, "'up' is no trigger"),
+        ({"trigger": "edge", "poller": "poll"}, "need epoll, not poll"),
+        ({"port": 70_000}, "port 70000 is outside of 0 to 65535"),
+    ],
+)
+def test_settings_that_make_no_sense(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message), Server(**settings):
         pass
 
 

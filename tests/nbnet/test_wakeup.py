@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 
 from nbnet.pollers import READ, open_poller
@@ -10,7 +11,7 @@ from nbnet.wakeup import WakeUp
 
 def test_a_wake_up_ends_a_wait_and_is_cleared() -> None:
     wake_up = WakeUp()
-    with open_poller() as poller:
+    with contextlib.closing(open_poller()) as poller:
         poller.register(wake_up.fileno(), READ)
         thread = threading.Thread(target=wake_up.set)
         thread.start()
@@ -27,7 +28,7 @@ def test_setting_it_more_often_than_it_holds_does_not_block() -> None:
     for _ in range(100_000):
         wake_up.set()
     wake_up.clear()
-    with open_poller() as poller:
+    with contextlib.closing(open_poller()) as poller:
         poller.register(wake_up.fileno(), READ)
         assert poller.poll(0, 1) == []
     wake_up.close()
