@@ -2,8 +2,8 @@
 
 A child is a module of this package, run by the same interpreter. It is in a
 session of its own, so that Ctrl-C in the terminal reaches the parent alone,
-which then ends the run in order; and the kernel kills it when its parent dies,
-however that happens.
+which then ends the run in order; and the kernel kills it when the thread that
+started it ends, and so when its parent dies, however that happens.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ STOP_SECONDS: Final = 3.0
 def start(module: str) -> subprocess.Popen[bytes]:
     """Run a module of this package, with pipes to its standard input and output."""
     return subprocess.Popen(
-        [sys.executable, "-m", module, str(os.getpid())],
+        # -P: what lies in the current directory is not to be imported.
+        [sys.executable, "-P", "-m", module, str(os.getpid())],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,

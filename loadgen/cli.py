@@ -8,13 +8,11 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 from types import FrameType
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 
-from loadgen import __version__
 from loadgen.embedded import EmbeddedServerError, embedded_server
 from loadgen.plan import Job, Plan, PlanError, check_machine, resolve
 from loadgen.report import Run
@@ -22,49 +20,18 @@ from loadgen.report import json as json_report
 from loadgen.report.progress import live_progress
 from loadgen.report.terminal import summary
 from loadgen.tally import Tally
-from loadgen.verdict import (
-    EXIT_FAILED,
-    EXIT_INTERRUPTED,
-    EXIT_NO_CONNECTION,
-    EXIT_USAGE,
-    judge,
-)
+from loadgen.verdict import EXIT_NO_CONNECTION, judge
 from loadgen.workers import WorkerError, Workers
+from nbnet.command import EXIT_FAILED, EXIT_USAGE, CommandError, make_app, parsed, version_option
+from nbnet.command import run as run_command
 from nbnet.notation import Target, parse_count, parse_duration, parse_target
 
-app = typer.Typer(
-    pretty_exceptions_enable=False,
-    subcommand_metavar="",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-T = TypeVar("T")
-
-
-class _FailureError(Exception):
-    """Ends the command with one line on standard error and an exit code."""
-
-    def __init__(self, message: str, code: int) -> None:
-        super().__init__(message, code)
-        self.message = message
-        self.code = code
+app = make_app(subcommand_metavar="")
 
 
 def main() -> None:
     """Run the command; the console script."""
-    try:
-        app(prog_name="loadgen")
-    except _FailureError as failure:
-        print(f"loadgen: {failure.message}", file=sys.stderr)
-        sys.exit(failure.code)
-    except KeyboardInterrupt:
-        sys.exit(EXIT_INTERRUPTED)
-
-
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        print(f"loadgen {__version__}")
-        raise typer.Exit
+    run_command(app, "loadgen")
 
 
 @app.callback(invoke_without_command=True)
@@ -99,10 +66,7 @@ def loadgen(
             "--json", metavar="FILE", help="Write the figures as JSON; - is standard output."
         ),
     ] = None,
-    _version: Annotated[
-        bool,
-        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version."),
-    ] = False,
+    _version: Annotated[bool, version_option("loadgen")] = False,
 ) -> None:
     """Load a server of framed messages, verify every reply, report latency and throughput.
 
@@ -117,21 +81,70 @@ def loadgen(
     """
     try:
         plan = Plan(
-            connections=_parsed("--conns", parse_count, conns),
-            duration=_parsed("--duration", parse_duration, duration),
+            connections=parsed("--conns", parse_count, conns),
+            duration=parsed("--duration", parse_duration, duration),
             payload=os.fsencode(payload),
         )
-        server = _parsed("--target", parse_target, target) if target is not None else None
+        server = parsed("--target", parse_target, target) if target is not None else None
         if json is not None:
             _check_writable(json)
-        run = _run(plan, server)
+        code = _load(plan, server, json)
     except PlanError as error:
-        raise _FailureError(str(error), EXIT_USAGE) from error
+        raise CommandError(str(error), EXIT_USAGE) from error
     except (EmbeddedServerError, WorkerError) as error:
-        raise _FailureError(str(error), EXIT_FAILED) from error
+        raise CommandError(str(error), EXIT_FAILED) from error
+    raise typer.Exit(code)
+
+
+def _check_writable(path: str) -> None:
+    try:
+        json_report.check_writable(path)
+    except OSError as error:
+        raise CommandError(f"--json: cannot write {path}: {error.strerror}", EXIT_USAGE) from error
+
+
+def _load(plan: Plan, target: Target | None, json: str | None) -> int:
+    """Run the plan, print and save what it came to; give the exit code."""
+    check_machine(plan)
+    with contextlib.ExitStack() as stack:
+        embedded = target is None
+        if target is None:
+            # Its limit of open files is the one that the check above has raised.
+            target = stack.enter_context(embedded_server())
+            print(f"no --target: started the bundled server on {target}", file=sys.stderr)
+        try:
+            address = resolve(target)
+        except OSError as error:
+            raise CommandError(
+                f"cannot connect to {target}: {error.strerror}", EXIT_NO_CONNECTION
+            ) from error
+        tally = Tally()
+        started_at = datetime.now(UTC)
+        with Workers([Job(plan, address)]) as workers, _interrupts_stop(workers) as interrupted:
+            with live_progress(plan) as draw:
+                for snapshot in workers:
+                    tally.add(snapshot)
+                    draw(tally)
+            # Reported before anything is waited for, so that a further Ctrl-C
+            # cannot lose what was measured.
+            return _report(
+                Run(
+                    plan=plan,
+                    target=target,
+                    embedded=embedded,
+                    started_at=started_at,
+                    interrupted=interrupted(),
+                    tally=tally,
+                    verdict=judge(tally.counts, interrupted=interrupted()),
+                ),
+                json,
+            )
+
+
+def _report(run: Run, json: str | None) -> int:
     if run.verdict.exit_code == EXIT_NO_CONNECTION:
         reasons = ", ".join(kind.removeprefix("connect: ") for kind in run.tally.counts.errors)
-        raise _FailureError(
+        raise CommandError(
             f"cannot connect to {run.target}: {reasons} "
             "(start a server with: nbnet serve; or leave --target away to use the bundled one)",
             EXIT_NO_CONNECTION,
@@ -142,56 +155,8 @@ def loadgen(
         try:
             json_report.write(run, json)
         except OSError as error:
-            raise _FailureError(f"cannot write {json}: {error.strerror}", EXIT_FAILED) from error
-    raise typer.Exit(run.verdict.exit_code)
-
-
-def _parsed(option: str, parse: Callable[[str], T], text: str) -> T:
-    try:
-        return parse(text)
-    except ValueError as error:
-        raise _FailureError(f"{option}: {error}", EXIT_USAGE) from error
-
-
-def _check_writable(path: str) -> None:
-    """Notice before the run, not after it, that its figures could not be saved."""
-    folder = Path(path).parent
-    if path != "-" and (Path(path).is_dir() or not os.access(folder, os.W_OK)):
-        raise _FailureError(f"--json: cannot write {path}", EXIT_USAGE)
-
-
-def _run(plan: Plan, target: Target | None) -> Run:
-    """Run the plan against a server, the bundled one if no other is named."""
-    with contextlib.ExitStack() as stack:
-        embedded = target is None
-        if target is None:
-            check_machine(plan)
-            target = stack.enter_context(embedded_server())
-            print(f"no --target: started the bundled server on {target}", file=sys.stderr)
-        try:
-            address = resolve(target)
-        except OSError as error:
-            raise _FailureError(
-                f"cannot connect to {target}: {error.strerror}", EXIT_NO_CONNECTION
-            ) from error
-        check_machine(plan)
-        tally = Tally()
-        started_at = datetime.now(UTC)
-        workers = stack.enter_context(Workers([Job(plan, address)]))
-        interrupted = stack.enter_context(_interrupts_stop(workers))
-        draw = stack.enter_context(live_progress(plan))
-        for snapshot in workers:
-            tally.add(snapshot)
-            draw(tally)
-        return Run(
-            plan=plan,
-            target=target,
-            embedded=embedded,
-            started_at=started_at,
-            interrupted=interrupted(),
-            tally=tally,
-            verdict=judge(tally.counts, interrupted=interrupted()),
-        )
+            raise CommandError(f"cannot write {json}: {error.strerror}", EXIT_FAILED) from error
+    return run.verdict.exit_code
 
 
 @contextlib.contextmanager

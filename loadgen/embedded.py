@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from loadgen import children
 from nbnet import serve
+from nbnet.machine import raise_fd_limit
 from nbnet.notation import Target, parse_target
 
 
@@ -39,7 +40,9 @@ def main() -> None:
     """The child: serve until told to stop, the address on the first line of output."""
     children.die_with_parent()
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="server: %(message)s")
-    serve(port=0, on_listening=lambda address: print(address, flush=True))
+    raise_fd_limit()
+    with contextlib.suppress(BrokenPipeError):  # the parent has given up meanwhile
+        serve(port=0, on_listening=lambda address: print(address, flush=True))
 
 
 if __name__ == "__main__":

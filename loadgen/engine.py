@@ -21,7 +21,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from loadgen.histogram import bucket_indices
 from loadgen.plan import Plan
@@ -37,14 +37,14 @@ CONNECTING_AT_ONCE: Final = 512
 """Connections begun and not made yet: well under a usual backlog, which would
 drop what is over it and make the kernel wait a second before it tries again."""
 FOLD_AT: Final = 500
-"""Latencies collected before they are counted; a small number, so that counting
-never holds up a reply for long."""
+"""Latencies collected before they are counted, after the batch in which it comes
+to so many; counting them takes about as long as ten requests."""
 SNAPSHOT_EVERY: Final = 250_000_000
 """Nanoseconds between snapshots."""
 
-# The calls of the standard library that the seam hides.
-SOL_SOCKET: Final = 1
-SO_ERROR: Final = 4
+SURPLUS_WAIT: Final = 20_000_000
+"""Nanoseconds, beside the longest latency, in which replies that nobody asked
+for may come after the last one that was."""
 
 
 class Socket(Protocol):
@@ -52,14 +52,18 @@ class Socket(Protocol):
 
     def recv(self, size: int, /) -> bytes: ...
     def send(self, data: bytes | memoryview, /) -> int: ...
-    def getsockopt(self, level: int, option: int, /) -> int: ...
     def close(self) -> None: ...
     def fileno(self) -> int: ...
 
 
 class _Connection:
-    """A connection of the load. ``matched`` bytes of the reply are verified so far;
-    ``rest`` is what the kernel has not taken of the request."""
+    """A connection of the load.
+
+    ``since`` is when its request was sent or, before any, its making begun;
+    ``matched`` bytes of the reply are verified so far; ``rest`` is what the
+    kernel has not taken of the request; ``partial`` says that one of the two is
+    not nought, so that the next read is not simply a whole reply.
+    """
 
     __slots__ = (
         "ended",
@@ -67,10 +71,11 @@ class _Connection:
         "in_flight",
         "matched",
         "number",
+        "partial",
         "recv",
         "rest",
         "send",
-        "sent_at",
+        "since",
         "socket",
     )
 
@@ -80,9 +85,10 @@ class _Connection:
         self.fd = socket.fileno()
         self.recv = socket.recv
         self.send = socket.send
-        self.sent_at = now
+        self.since = now
         self.matched = 0
         self.rest = b""
+        self.partial = False
         self.in_flight = False
         self.ended = False
 
@@ -95,6 +101,8 @@ class Engine:
         message: the request to send and the reply to expect.
         dial: begins a connection and gives its non-blocking socket; raises
             ``OSError`` when the kernel refuses at once.
+        connect_error: the errno of a connection that was begun and has become
+            writable; 0 if it is made.
         poller: what waits for events; the engine does not close it.
         clock: monotonic nanoseconds.
         cpu_clock: nanoseconds of processor time used by this process.
@@ -108,6 +116,7 @@ class Engine:
         message: Message,
         *,
         dial: Callable[[], Socket],
+        connect_error: Callable[[Any], int],
         poller: Poller,
         clock: Callable[[], int],
         cpu_clock: Callable[[], int],
@@ -117,6 +126,7 @@ class Engine:
         self._plan = plan
         self._message = message
         self._dial = dial
+        self._connect_error = connect_error
         self._poller = poller
         self._clock = clock
         self._cpu_clock = cpu_clock
@@ -132,7 +142,9 @@ class Engine:
         self._mismatches_kept = 0
         self._latencies: list[int] = []
         self._started = 0  # when measuring began
+        self._until = 0  # up to when the next snapshot counts, as planned
         self._elapsed = 0.0  # seconds measured, once that is over
+        self._slowest = 0  # the longest latency
         self._awaited = 0  # replies still to come while draining
 
     def run(self) -> None:
@@ -193,13 +205,13 @@ class Engine:
                 self._fail_to_connect(errno.ETIMEDOUT)
 
     def _finish_connecting(self, connection: _Connection) -> None:
-        error = connection.socket.getsockopt(SOL_SOCKET, SO_ERROR)
+        error = self._connect_error(connection.socket)
         if error:
             self._fail_to_connect(error)
             self._close(connection)
             return
         self._counts.held += 1
-        self._counts.connect.update(bucket_indices([self._clock() - connection.sent_at]))
+        self._counts.connect.update(bucket_indices([self._clock() - connection.since]))
         self._connections[connection.fd] = connection
         self._poller.modify(connection.fd, READ)
 
@@ -222,13 +234,13 @@ class Engine:
         self._phase = Phase.MEASURING
         self._sending = True
         cpu_before = self._cpu_clock()
-        self._started = now = clock()
+        self._started = self._until = now = clock()
         end = now + int(self._plan.duration * 1e9)
         next_report = now + SNAPSHOT_EVERY
         for each in self._connections.values():
             self._count_sent(1)
             each.in_flight = True
-            each.sent_at = clock()
+            each.since = clock()
             self._send(each, frame)
         self._close_ended()
         while self._connections and not self._stopped:
@@ -236,11 +248,12 @@ class Engine:
             if now >= end:
                 break
             if now >= next_report:
+                self._until = next_report
                 self._report((now - self._started) / 1e9)
-                next_report = now + SNAPSHOT_EVERY
+                next_report += SNAPSHOT_EVERY
             for fd, mask in poll((min(next_report, end) - now) / 1e9, MAX_EVENTS):
                 connection = get(fd)
-                if mask != READ or connection is None or connection.matched:
+                if mask != READ or connection is None or connection.partial:
                     self._handle(fd, mask)
                     continue
                 # Nearly every event ends up here: a reply came, the next request goes.
@@ -255,8 +268,8 @@ class Engine:
                 if data != expected:
                     self._compare(connection, data, now)
                     continue
-                record(now - connection.sent_at)
-                connection.sent_at = now
+                record(now - connection.since)
+                connection.since = now
                 try:
                     sent = connection.send(frame)
                 except BlockingIOError:
@@ -270,7 +283,9 @@ class Engine:
                 self._fold()
             if self._ended:
                 self._close_ended()
-        self._elapsed = (clock() - self._started) / 1e9
+        now = clock()
+        self._elapsed = (now - self._started) / 1e9
+        self._until = min(now, end)
         self._fold()
         self._counts.cpu_seconds += (self._cpu_clock() - cpu_before) / 1e9
 
@@ -279,13 +294,28 @@ class Engine:
         self._phase = Phase.DRAINING
         self._sending = False
         self._awaited = sum(connection.in_flight for connection in self._connections.values())
+        self._report(self._elapsed)
         deadline = self._clock() + int(self._plan.grace * 1e9)
+        asked_before = self._stopped  # asked again, it does not wait
         while self._awaited and (left := deadline - self._clock()) > 0:
-            for fd, mask in self._poller.poll(left / 1e9, MAX_EVENTS):
-                self._handle(fd, mask)
-            self._close_ended()
+            if self._stopped and not asked_before:
+                break
+            self._handle_events(left)
         self._fold()
         self._counts.timed_out += self._awaited
+        # A server that sent one reply too many shifted all that followed. As long
+        # as equal requests follow each other no reply looks wrong: the surplus
+        # shows only now, when one more comes as late as replies came so far.
+        deadline = min(deadline, self._clock() + self._slowest + SURPLUS_WAIT)
+        while self._connections and (left := deadline - self._clock()) > 0:
+            if self._stopped:
+                break
+            self._handle_events(left)
+
+    def _handle_events(self, wait: int) -> None:
+        for fd, mask in self._poller.poll(wait / 1e9, MAX_EVENTS):
+            self._handle(fd, mask)
+        self._close_ended()
 
     # What is not common ------------------------------------------------------
 
@@ -319,15 +349,18 @@ class Engine:
         end = start + len(data)
         if not data:
             self._lose(connection, "closed by the server")
-        elif data != expected[start:end]:
+        elif data != expected[start:end] or connection.rest:
+            # Also a reply that is right, but came before its request was sent.
             self._reject(connection, expected, expected[:start] + data)
         elif end < len(expected):
             connection.matched = end
+            connection.partial = True
         else:
-            self._latencies.append(now - connection.sent_at)
+            self._latencies.append(now - connection.since)
             connection.matched = 0
+            connection.partial = False
             if self._sending:
-                connection.sent_at = now
+                connection.since = now
                 self._send(connection, self._message.frame)
             else:
                 connection.in_flight = False
@@ -346,12 +379,14 @@ class Engine:
             self._wait_to_send(connection, data[sent:])
         elif connection.rest:
             connection.rest = b""
+            connection.partial = False
             self._poller.modify(connection.fd, READ)
 
     def _wait_to_send(self, connection: _Connection, rest: bytes) -> None:
         if not connection.rest:
             self._poller.modify(connection.fd, READ | WRITE)
         connection.rest = rest
+        connection.partial = True
 
     def _reject(self, connection: _Connection, expected: bytes, got: bytes) -> None:
         """Count a wrong reply and give up its connection, which is out of step."""
@@ -368,6 +403,11 @@ class Engine:
     def _lose(self, connection: _Connection, reason: str) -> None:
         """Count a connection that ended by itself, and its request."""
         if connection.ended:
+            return
+        if self._phase is Phase.DRAINING and not connection.in_flight:
+            # It has done its work: the server may close it.
+            connection.ended = True
+            self._ended.append(connection)
             return
         if connection.in_flight:
             self._counts.failed += 1
@@ -397,6 +437,8 @@ class Engine:
         """Count the latencies collected, and what follows from their number."""
         latencies, counts = self._latencies, self._counts
         number = len(latencies)
+        if number:
+            self._slowest = max(self._slowest, max(latencies))
         counts.latency.update(bucket_indices(latencies))
         latencies.clear()
         counts.verified += number
@@ -415,7 +457,13 @@ class Engine:
         counts, mismatches = self._counts, self._mismatches
         self._counts, self._mismatches = Counts(), []
         self._emit(
-            Snapshot(phase=self._phase, elapsed=elapsed, counts=counts, mismatches=mismatches)
+            Snapshot(
+                phase=self._phase,
+                elapsed=elapsed,
+                second=max(0, self._until - self._started - 1) // 1_000_000_000,
+                counts=counts,
+                mismatches=mismatches,
+            )
         )
 
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import resource
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from nbnet.framing import MAX_PAYLOAD
+from nbnet.machine import SPARE_FDS, Address, look_up, raise_fd_limit
 from nbnet.notation import Target
 
-SPARE_FDS: Final = 32
-"""Descriptors that a process needs besides its connections (libraries, pipes,
-the poller), with room to spare."""
+LONGEST_DURATION: Final = 366 * 24 * 3600.0
+"""Seconds; a year, to tell a slip of the finger from a plan."""
 
 
 class PlanError(ValueError):
@@ -50,18 +49,12 @@ class Plan:
             raise PlanError(f"{self.connections} connections: at least 1 is needed")
         if not self.duration > 0:
             raise PlanError(f"a duration of {self.duration:g} s: more than 0 is needed")
+        if self.duration > LONGEST_DURATION:
+            raise PlanError(f"a duration of {self.duration:g} s: at most a year is possible")
         if not 1 <= len(self.payload) <= MAX_PAYLOAD:
             raise PlanError(
                 f"a payload of {len(self.payload)} bytes: a request holds 1 to {MAX_PAYLOAD:,}"
             )
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """A target after name resolution, ready for ``socket``."""
-
-    family: int
-    sockaddr: tuple[Any, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +74,7 @@ def resolve(target: Target) -> Address:
     Raises:
         OSError: the host is unknown.
     """
-    try:
-        infos = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
-    except UnicodeError as error:  # no host name at all: an empty or too long label
-        raise socket.gaierror(socket.EAI_NONAME, "Not a host name") from error
-    found = [Address(family, sockaddr) for family, _, _, _, sockaddr in infos]
+    found = look_up(target)
     for address in found if len(found) > 1 else ():
         with socket.socket(address.family) as probe:
             probe.settimeout(1.0)
@@ -94,20 +83,13 @@ def resolve(target: Target) -> Address:
     return found[0]
 
 
-def raise_fd_limit() -> int:
-    """Raise this process's soft limit of descriptors to the hard one; give it."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return hard
-
-
 def check_machine(plan: Plan) -> None:
     """Refuse a plan with more connections than this machine can hold.
 
     Raises:
         PlanError: with the number that would work.
     """
-    descriptors = raise_fd_limit() - SPARE_FDS
+    descriptors = max(0, raise_fd_limit() - SPARE_FDS)
     if plan.connections > descriptors:
         raise PlanError(
             f"{plan.connections} connections are more than the limit of open files allows here: "

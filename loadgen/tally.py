@@ -13,6 +13,8 @@ from typing import Final
 
 from loadgen.histogram import Histogram
 
+SECONDS_OPEN: Final = 5
+"""How late, in seconds, a snapshot may be and still count for its own second."""
 MISMATCHES_KEPT: Final = 10
 """Wrong replies that are kept with their bytes; the others are only counted."""
 
@@ -47,7 +49,8 @@ class Counts:
     Attributes:
         held: connections made.
         failed_to_connect: connections that could not be made.
-        lost: connections that ended before the run did.
+        lost: connections that ended before the run did, by the server or because
+            they were out of step.
         sent: requests sent.
         verified: replies that were right; ``on_time`` of them came before the
             measured time was over.
@@ -94,22 +97,42 @@ class Snapshot:
     Attributes:
         phase: what the engine was doing.
         elapsed: seconds measured so far.
+        second: which second of the measured time the counts are of, from 0.
         counts: the differences.
         mismatches: the wrong replies among them, the first few.
     """
 
     phase: Phase
     elapsed: float
+    second: int = 0
     counts: Counts
     mismatches: list[Mismatch] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """One stretch of the series: what was counted from ``start`` on, in seconds measured."""
+    """One second of the series.
+
+    Attributes:
+        start: seconds measured when it began.
+        requests: replies verified in it.
+        failed: requests that failed in it.
+        p50, p99: percentiles of its latencies in nanoseconds; None without any.
+    """
 
     start: float
-    counts: Counts
+    requests: int
+    failed: int
+    p50: int | None
+    p99: int | None
+
+    @classmethod
+    def of(cls, second: int, counts: Counts) -> Interval:
+        """What is kept of a second's counts."""
+        p50, p99 = None, None
+        if counts.latency:
+            p50, p99 = Histogram(counts.latency).percentiles([50, 99])
+        return cls(float(second), counts.verified, counts.failed, p50, p99)
 
 
 class Tally:
@@ -119,12 +142,12 @@ class Tally:
         counts: everything counted.
         mismatches: the first wrong replies.
         elapsed: seconds measured, the longest of all engines.
-        series: a sum for each second measured, in order.
+        phase: what the engine heard of last is doing.
 
     >>> tally = Tally()
     >>> counts = Counts(sent=2, verified=1)
-    >>> tally.add(Snapshot(phase=Phase.MEASURING, elapsed=0.25, counts=counts))
-    >>> tally.add(Snapshot(phase=Phase.DONE, elapsed=1.5, counts=counts))
+    >>> tally.add(Snapshot(phase=Phase.MEASURING, elapsed=0.25, second=0, counts=counts))
+    >>> tally.add(Snapshot(phase=Phase.DONE, elapsed=1.5, second=1, counts=counts))
     >>> tally.counts.sent, [interval.start for interval in tally.series]
     (4, [0.0, 1.0])
     """
@@ -134,7 +157,10 @@ class Tally:
         self.mismatches: list[Mismatch] = []
         self.elapsed = 0.0
         self.phase = Phase.CONNECTING
-        self._seconds: dict[int, Counts] = {}
+        self._over: list[Interval] = []
+        # Only the last seconds are kept with all their counts, in case an
+        # engine is late: the memory of a tally hardly grows with the run.
+        self._open: dict[int, Counts] = {}
 
     def add(self, snapshot: Snapshot) -> None:
         """Add one snapshot, of any engine."""
@@ -144,14 +170,20 @@ class Tally:
         room = MISMATCHES_KEPT - len(self.mismatches)
         self.mismatches += snapshot.mismatches[:room]
         if snapshot.phase is not Phase.CONNECTING:
-            # A snapshot speaks of the time before it, hence the step back.
-            second = max(0, int(snapshot.elapsed - 1e-3))
-            self._seconds.setdefault(second, Counts()).add(snapshot.counts)
+            second = max(snapshot.second, len(self._over))
+            self._open.setdefault(second, Counts()).add(snapshot.counts)
+            while len(self._over) < second - SECONDS_OPEN:
+                first = len(self._over)
+                self._over.append(Interval.of(first, self._open.pop(first, Counts())))
 
     @property
     def series(self) -> list[Interval]:
-        """The counts of each second measured."""
-        return [Interval(float(second), self._seconds[second]) for second in sorted(self._seconds)]
+        """Each second measured, in order; one in which nothing came is there too."""
+        end = max(self._open, default=-1) + 1
+        return self._over + [
+            Interval.of(second, self._open.get(second, Counts()))
+            for second in range(len(self._over), end)
+        ]
 
     @property
     def latency(self) -> Histogram:

@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from loadgen.tally import Counts
+from nbnet.command import EXIT_FAILED, EXIT_INTERRUPTED
 
 EXIT_FINE: Final = 0
-EXIT_FAILED: Final = 1
-EXIT_USAGE: Final = 2
 EXIT_NO_CONNECTION: Final = 4
-EXIT_INTERRUPTED: Final = 130
 
 
 @dataclass(frozen=True, slots=True)

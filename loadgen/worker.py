@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import gc
+import os
 import pickle
 import socket
 import sys
@@ -11,9 +14,10 @@ from typing import cast
 
 from loadgen import children
 from loadgen.engine import Engine
-from loadgen.plan import Address, Job, raise_fd_limit
+from loadgen.plan import Job
 from loadgen.tally import Snapshot
 from loadgen.traffic import reversed_text
+from nbnet.machine import Address, raise_fd_limit
 from nbnet.pollers import open_poller
 
 
@@ -25,8 +29,7 @@ def dial(address: Address) -> socket.socket:
     """
     connection = socket.socket(address.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        if address.family != socket.AF_UNIX:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.connect(address.sockaddr)
     except BlockingIOError:
         pass
@@ -34,6 +37,16 @@ def dial(address: Address) -> socket.socket:
         connection.close()
         raise
     return connection
+
+
+def connect_error(connection: socket.socket) -> int:
+    """How a connection that was begun came out: an errno, 0 for well."""
+    error = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if not error and connection.getsockname() == connection.getpeername():
+        # TCP lets a socket connect to itself when the port that it was given is
+        # the one it asks for: nobody listens there.
+        return errno.ECONNREFUSED
+    return error
 
 
 def main() -> None:
@@ -44,17 +57,20 @@ def main() -> None:
     children.die_with_parent()
     raise_fd_limit()
     job = cast(Job, pickle.load(sys.stdin.buffer))
-    output = sys.stdout.buffer
+    # Snapshots have the pipe to themselves: whatever else prints goes to stderr.
+    output = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 
     def emit(snapshot: Snapshot) -> None:
         pickle.dump(snapshot, output)
         output.flush()
 
-    with open_poller() as poller:
+    with contextlib.closing(open_poller()) as poller:
         engine = Engine(
             job.plan,
             reversed_text(job.plan.payload),
             dial=lambda: dial(job.address),
+            connect_error=connect_error,
             poller=poller,
             clock=time.monotonic_ns,
             cpu_clock=time.process_time_ns,

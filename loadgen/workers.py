@@ -9,13 +9,17 @@ from __future__ import annotations
 import contextlib
 import pickle
 import queue
+import subprocess
 import threading
 from collections.abc import Iterator
-from typing import IO, Self
+from typing import IO, Final, Self
 
 from loadgen import children
 from loadgen.plan import Job
 from loadgen.tally import Snapshot
+
+READER: Final = "loadgen snapshots"
+"""The name of the threads that wait for snapshots."""
 
 
 class WorkerError(RuntimeError):
@@ -33,29 +37,33 @@ class Workers:
 
     def __init__(self, jobs: list[Job]) -> None:
         self._jobs = jobs
-        self._children = [children.start("loadgen.worker") for _ in jobs]
+        self._children: list[subprocess.Popen[bytes]] = []
         self._snapshots: queue.SimpleQueue[Snapshot | None] = queue.SimpleQueue()
-        self._readers = [
-            threading.Thread(target=self._read, args=(child.stdout,), daemon=True)
-            for child in self._children
-        ]
+        self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        for job, child in zip(self._jobs, self._children, strict=True):
-            assert child.stdin is not None
-            # A child that is dead already shows when its output ends.
-            with contextlib.suppress(BrokenPipeError):
-                pickle.dump(job, child.stdin)
-                child.stdin.flush()
-        for reader in self._readers:
-            reader.start()
+        with contextlib.ExitStack() as stack:
+            for job in self._jobs:
+                child = children.start("loadgen.worker")
+                stack.callback(children.reap, child)
+                assert child.stdin is not None
+                # A child that is dead already shows when its output ends.
+                with contextlib.suppress(BrokenPipeError):
+                    pickle.dump(job, child.stdin)
+                    child.stdin.flush()
+                reader = threading.Thread(
+                    target=self._read, args=(child.stdout,), name=READER, daemon=True
+                )
+                reader.start()
+                # Before its pipe is closed under it, and after the child is gone.
+                stack.callback(reader.join)
+                stack.callback(child.kill)  # one that was done has ended already
+                self._children.append(child)
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for child, reader in zip(self._children, self._readers, strict=True):
-            child.kill()  # one that was done has ended already
-            reader.join()  # before its pipe is closed under it
-            children.reap(child)
+        self._stack.close()
 
     def __iter__(self) -> Iterator[Snapshot]:
         """Every snapshot of every engine, until all are done."""
@@ -77,8 +85,11 @@ class Workers:
                 child.stdin.close()
 
     def _read(self, output: IO[bytes]) -> None:
+        # A child that died amid a snapshot leaves anything behind; its exit code
+        # tells, not what pickle makes of the pieces.
         try:
-            while True:
-                self._snapshots.put(pickle.load(output))
-        except (EOFError, pickle.UnpicklingError):  # the latter: it died amid a snapshot
+            with contextlib.suppress(Exception):
+                while True:
+                    self._snapshots.put(pickle.load(output))
+        finally:
             self._snapshots.put(None)

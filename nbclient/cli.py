@@ -6,11 +6,9 @@ is one line on stderr, and the exit code says what kind of error it was.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
-from collections.abc import Iterator
-from typing import Annotated, NoReturn
+from typing import Annotated, BinaryIO, Final, TextIO
 
 import typer
 
@@ -18,41 +16,24 @@ from nbclient.errors import ConnectError, NbclientError, RequestTimeout
 from nbclient.exchange import encode_request
 from nbclient.settings import DEFAULT_TARGET
 from nbclient.sync import Client
-from nbnet import __version__
+from nbnet.command import EXIT_FAILED, EXIT_USAGE, CommandError, make_app, parsed, version_option
+from nbnet.command import run as run_command
 from nbnet.framing import MAX_PAYLOAD
 from nbnet.notation import parse_duration
 
-app = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = make_app(no_args_is_help=True)
 
-EXIT_BROKEN = 1
-EXIT_USAGE = 2
-EXIT_CANNOT_CONNECT = 3
-EXIT_TIMED_OUT = 124
-EXIT_INTERRUPTED = 130
+EXIT_CANNOT_CONNECT: Final = 3
+EXIT_TIMED_OUT: Final = 124
 
 
 def main() -> None:
-    """Run the command; the entry point of the installed script."""
-    app(prog_name="nbclient")
-
-
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        print(f"nbclient {__version__}")
-        raise typer.Exit
+    """Run the command; the console script."""
+    run_command(app, "nbclient")
 
 
 @app.callback()
-def nbclient(
-    version: Annotated[
-        bool,
-        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version."),
-    ] = False,
-) -> None:
+def nbclient(_version: Annotated[bool, version_option("nbclient")] = False) -> None:
     """Talk to a server of length-prefixed messages: abc goes as 00003abc."""
 
 
@@ -83,54 +64,52 @@ def send(
     Exit codes: 0 fine, 1 the server broke the protocol or the connection,
     2 usage, 3 cannot connect, 124 timed out, 130 interrupted.
     """
-    with _exit_codes():
-        try:
-            requests = [_read(payload) for payload in payloads]
-            client = Client(target, timeout=parse_duration(timeout))
-        except ValueError as error:
-            _fail(str(error), EXIT_USAGE)
-        end = b"\n" if len(requests) > 1 or sys.stdout.isatty() else b""
+    try:
+        requests = [_read(payload) for payload in payloads]
+        client = Client(target, timeout=parsed("--timeout", parse_duration, timeout))
+    except ValueError as error:
+        raise CommandError(str(error), EXIT_USAGE) from error
+    output = _standard(sys.stdout, "output")
+    end = b"\n" if len(requests) > 1 or sys.stdout.isatty() else b""
+    try:
         with client:
             for reply in client.request_many(requests):
-                _write(reply + end)
+                _write(output, reply + end)
+    except ConnectError as error:
+        raise CommandError(
+            f"{error} (to start a server: nbnet serve)", EXIT_CANNOT_CONNECT
+        ) from error
+    except RequestTimeout as error:
+        raise CommandError(str(error), EXIT_TIMED_OUT) from error
+    except NbclientError as error:
+        raise CommandError(str(error), EXIT_FAILED) from error
 
 
 def _read(text: str) -> bytes:
     """The payload that an argument stands for, checked."""
     # An argument need not be UTF-8: fsencode gives back the bytes that were typed.
     # One byte too many of stdin is enough to know that it is too long.
-    payload = sys.stdin.buffer.read(MAX_PAYLOAD + 1) if text == "-" else os.fsencode(text)
+    payload = (
+        _standard(sys.stdin, "input").read(MAX_PAYLOAD + 1) if text == "-" else os.fsencode(text)
+    )
     encode_request(payload)
     return payload
 
 
-def _write(data: bytes) -> None:
+def _standard(stream: TextIO | None, name: str) -> BinaryIO:
+    """The bytes of a standard stream, which whoever started the command may have closed."""
+    if stream is None:
+        raise CommandError(f"standard {name} is closed", EXIT_FAILED)
+    return stream.buffer
+
+
+def _write(output: BinaryIO, data: bytes) -> None:
     try:
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
+        output.write(data)
+        output.flush()
     except OSError as error:
         # What is still buffered would fail again when the interpreter exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())
         if isinstance(error, BrokenPipeError):  # the reader has enough, as head has
-            raise typer.Exit(EXIT_BROKEN) from None
-        _fail(f"cannot write a reply: {error.strerror}", EXIT_BROKEN)
-
-
-@contextlib.contextmanager
-def _exit_codes() -> Iterator[None]:
-    """Turn what a request can raise into a line and an exit code."""
-    try:
-        yield
-    except ConnectError as error:
-        _fail(f"{error} (to start a server: nbnet serve)", EXIT_CANNOT_CONNECT)
-    except RequestTimeout as error:
-        _fail(str(error), EXIT_TIMED_OUT)
-    except NbclientError as error:
-        _fail(str(error), EXIT_BROKEN)
-    except KeyboardInterrupt:
-        raise typer.Exit(EXIT_INTERRUPTED) from None
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    print(f"nbclient: {message}", file=sys.stderr)
-    raise typer.Exit(code)
+            raise typer.Exit(EXIT_FAILED) from None
+        raise CommandError(f"cannot write a reply: {error.strerror}", EXIT_FAILED) from error

@@ -14,6 +14,8 @@ Rules kept by both fronts:
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import time
 from collections.abc import Generator, Iterable, Iterator
@@ -23,6 +25,7 @@ from typing import Final, Self
 
 from nbclient.exchange import Exchange
 from nbclient.settings import DEFAULT_TARGET, DEFAULT_TIMEOUT, Settings
+from nbnet.machine import look_up
 
 READ_SIZE: Final = 64 * 1024
 """Bytes asked of the kernel in one read."""
@@ -168,8 +171,8 @@ class Client:
             raise self._settings.closed()
         if connection is None:
             connection = _Connection(self._settings)
-        self._used.add(connection)
         try:
+            self._used.add(connection)
             yield connection
         finally:
             self._used.discard(connection)
@@ -253,14 +256,14 @@ class _Connection:
 def _connect(settings: Settings, deadline: _Deadline) -> socket.socket:
     """A connection to the first of the host's addresses that takes one."""
     try:
-        found = socket.getaddrinfo(*settings.address, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:  # no such host, or no host name at all
+        found = look_up(settings.address)
+    except OSError as error:
         raise settings.cannot_connect([error]) from error
     causes: list[OSError] = []
-    for family, kind, protocol, _, address in found:
+    for family, address in found:
         left = deadline.left()
         try:
-            return _connect_one(socket.socket(family, kind, protocol), address, left)
+            return _connect_one(socket.socket(family, socket.SOCK_STREAM), address, left)
         except OSError as error:
             if _is_deadline(error):
                 raise settings.timed_out() from error
@@ -278,6 +281,11 @@ def _connect_one(
     except BaseException:
         connecting.close()
         raise
+    if connecting.getsockname() == connecting.getpeername():
+        # TCP lets a socket connect to itself when the port that it was given is
+        # the one it asks for: nobody listens there.
+        connecting.close()
+        raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
     return connecting
 
 

@@ -6,11 +6,12 @@ run did not measure is null.
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import json
 import os
 import platform
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -87,13 +88,12 @@ def document(run: Run) -> dict[str, Any]:
         "series": [
             {
                 "t": interval.start,
-                "requests": interval.counts.verified,
-                "failed": interval.counts.failed,
-                "p50": p50 / 1e9,
-                "p99": p99 / 1e9,
+                "requests": interval.requests,
+                "failed": interval.failed,
+                "p50": _seconds(interval.p50),
+                "p99": _seconds(interval.p99),
             }
             for interval in tally.series
-            for p50, p99 in [Histogram(interval.counts.latency).percentiles([50, 99])]
         ],
         "environment": {
             "python": platform.python_version(),
@@ -108,6 +108,8 @@ def document(run: Run) -> dict[str, Any]:
 def write(run: Run, path: str) -> None:
     """Write the document to a file, whole or not at all; ``-`` is standard output.
 
+    What is no regular file (a pipe, a device) is written into, not replaced.
+
     Raises:
         OSError: the file cannot be written.
     """
@@ -116,21 +118,64 @@ def write(run: Run, path: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
         return
-    part = Path(f"{path}.part{os.getpid()}")
-    try:
-        part.write_text(text)
-        part.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
+    target = Path(path)
+    if target.exists() and not target.is_file():
+        target.write_text(text)
+        return
+    target = target.resolve()  # where a link leads
+    with tempfile.NamedTemporaryFile("w", dir=target.parent, prefix=".", delete=False) as file:
+        part = Path(file.name)
+        try:
+            file.write(text)
+            file.flush()
+            # A file that is replaced keeps its mode; a new one gets the usual.
+            part.chmod(target.stat().st_mode if target.exists() else _usual_mode())
+            part.replace(target)
+        except BaseException:
             part.unlink(missing_ok=True)
-        raise
+            raise
 
 
-def _times(histogram: Histogram) -> dict[str, float]:
-    values = histogram.percentiles(PERCENTILES)
-    return {
-        "count": len(histogram),
-        "min": histogram.min / 1e9,
-        "mean": histogram.mean / 1e9,
-        "max": histogram.max / 1e9,
-    } | {f"p{percent:g}": value / 1e9 for percent, value in zip(PERCENTILES, values, strict=True)}
+def check_writable(path: str) -> None:
+    """Notice before a run that its figures could not be saved.
+
+    Raises:
+        OSError: ``write`` would not be able to write there.
+    """
+    if path == "-":
+        return
+    target = Path(path)
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    special = target.exists() and not target.is_file()
+    place = target if special else target.resolve().parent
+    if not special:
+        place.stat()
+    if not os.access(place, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def _usual_mode() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+def _seconds(nanoseconds: int | None) -> float | None:
+    return None if nanoseconds is None else nanoseconds / 1e9
+
+
+def _times(histogram: Histogram) -> dict[str, float | None]:
+    """The figures of a histogram; null, not nought, where nothing was recorded."""
+    names = ["min", "mean", "max", *(f"p{percent:g}" for percent in PERCENTILES)]
+    if not histogram:
+        return {"count": 0} | dict.fromkeys(names)
+    values = [
+        histogram.min,
+        histogram.mean,
+        histogram.max,
+        *histogram.percentiles(PERCENTILES),
+    ]
+    return {"count": len(histogram)} | {
+        name: value / 1e9 for name, value in zip(names, values, strict=True)
+    }

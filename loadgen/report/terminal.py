@@ -66,7 +66,8 @@ def _table(*rows: tuple[str, Histogram]) -> list[str]:
     table = [head]
     for name, histogram in rows:
         values = [histogram.mean, *histogram.percentiles(_PERCENTILES), histogram.max]
-        table.append([name, *(_time(value / 1e9) for value in values)])
+        # Nothing recorded is no latency of 0.
+        table.append([name, *(_time(value / 1e9) if histogram else "-" for value in values)])
     return [f"{row[0]:<10}" + "".join(f"{cell:>10}" for cell in row[1:]) for row in table]
 
 

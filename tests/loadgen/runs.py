@@ -27,7 +27,7 @@ def snapshots(*counts: Counts, mismatches: list[Mismatch] | None = None) -> Tall
     tally = Tally()
     for second, each in enumerate(counts, start=1):
         phase = Phase.DONE if second == len(counts) else Phase.MEASURING
-        tally.add(Snapshot(phase=phase, elapsed=float(second), counts=each))
+        tally.add(Snapshot(phase=phase, elapsed=float(second), second=second - 1, counts=each))
     tally.mismatches += mismatches or []
     return tally
 

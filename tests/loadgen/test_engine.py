@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from loadgen.engine import CONNECTING_AT_ONCE, FOLD_AT, READ_SIZE
+from loadgen.engine import CONNECTING_AT_ONCE, FOLD_AT, READ_SIZE, SURPLUS_WAIT
 from loadgen.histogram import bucket_indices
 from loadgen.tally import MISMATCHES_KEPT, Mismatch, Phase
 from loadgen.traffic import reversed_text
@@ -113,7 +113,7 @@ def test_connecting_that_gets_no_answer_ends_at_its_deadline() -> None:
     assert (counts.held, counts.failed_to_connect) == (1, 1)
     assert counts.errors == {"connect: Connection timed out": 1}
     assert counts.verified == 11
-    assert world.now == 500 * MS + 10 * MS + LATENCY
+    assert world.now == 500 * MS + 10 * MS + LATENCY + (LATENCY + SURPLUS_WAIT)
 
 
 def test_connections_not_even_begun_by_the_deadline_count_as_failed() -> None:
@@ -129,7 +129,9 @@ def test_there_are_snapshots_while_connecting() -> None:
     world = World()
     world.connect_takes = 600 * MS
     snapshots = run(world).snapshots
-    assert [s.phase for s in snapshots[:4]] == [Phase.CONNECTING] * 3 + [Phase.DONE]
+    phases = [s.phase for s in snapshots]
+    assert phases[:3] == [Phase.CONNECTING] * 3
+    assert Phase.CONNECTING not in phases[3:]
     assert [s.counts.held for s in snapshots[:3]] == [0, 0, 1]
 
 
@@ -491,7 +493,10 @@ def test_snapshots_come_four_times_a_second_and_add_up() -> None:
     measured = [s for s in outcome.snapshots if s.phase is Phase.MEASURING]
     assert [s.elapsed for s in measured] == [0.25, 0.5, 0.75]
     assert [s.counts.verified for s in measured] == [250, 250, 250]
-    assert outcome.snapshots[-1].counts.verified == 251
+    draining, done = outcome.snapshots[-2:]
+    assert (draining.phase, draining.counts.verified) == (Phase.DRAINING, 250)
+    assert (done.phase, done.counts.verified) == (Phase.DONE, 1)
+    assert {s.second for s in outcome.snapshots} == {0}
     assert outcome.counts.verified == 1001
 
 
@@ -509,7 +514,7 @@ def test_a_late_reply_is_verified_but_not_on_time() -> None:
     assert (counts.sent, counts.verified, counts.on_time) == (2, 2, 1)
     assert counts.latency == {bucket(30 * MS): 2}
     assert outcome.elapsed == 0.05
-    assert world.now == 61 * MS, "no longer than the last reply took"
+    assert world.now == 61 * MS + (30 * MS + SURPLUS_WAIT), "no longer than a surplus may take"
 
 
 def test_replies_are_awaited_for_the_grace_and_then_time_out() -> None:
@@ -550,15 +555,20 @@ def test_a_reply_in_pieces_is_verified_while_draining() -> None:
 
 
 @pytest.mark.parametrize(
-    ("act", "kind"),
+    ("act", "errors"),
     [
-        (lambda socket: socket.say(b"00003cba", after=2 * MS), "reply without a request"),
-        (lambda socket: socket.close_by_server(after=2 * MS), "closed by the server"),
+        (
+            lambda socket: socket.say(b"00003cba", after=2 * MS),
+            {"reply without a request": 1},
+        ),
+        # It has done its work: a server may close what it likes by then.
+        (lambda socket: socket.close_by_server(after=2 * MS), {}),
+        (lambda socket: socket.reset_by_server(after=2 * MS), {}),
     ],
-    ids=["says more", "closes"],
+    ids=["says more", "closes", "resets"],
 )
 def test_what_comes_after_the_last_reply_of_a_connection_fails_no_request(
-    act: Callable[[FakeSocket], None], kind: str
+    act: Callable[[FakeSocket], None], errors: dict[str, int]
 ) -> None:
     def serve(socket: FakeSocket, request: int) -> None:
         if socket.fd == 5:
@@ -570,8 +580,8 @@ def test_what_comes_after_the_last_reply_of_a_connection_fails_no_request(
     world = World(server=serve)
     counts = run(world, connections=2).counts
     assert (counts.sent, counts.verified, counts.timed_out) == (12, 11, 1)
-    assert (counts.wrong, counts.failed, counts.lost) == (0, 0, 1)
-    assert counts.errors == {kind: 1}
+    assert (counts.wrong, counts.failed, counts.lost) == (0, 0, len(errors))
+    assert counts.errors == errors
 
 
 def test_an_unsent_rest_is_completed_while_draining() -> None:
@@ -586,8 +596,37 @@ def test_an_unsent_rest_is_completed_while_draining() -> None:
     assert bytes(world.sockets[0].received) == FRAME
 
 
-def test_stopping_while_draining_changes_no_count() -> None:
+def test_stopping_while_draining_ends_the_wait() -> None:
     world = World(server=slow)
     world.at(55 * MS, world.stop)
     counts = run(world, duration=0.05).counts
-    assert (counts.sent, counts.verified, counts.on_time) == (2, 2, 1)
+    assert (counts.sent, counts.verified, counts.on_time) == (2, 1, 1)
+    assert counts.timed_out == 1
+    assert world.now == 55 * MS
+
+
+def test_a_reply_to_a_request_that_was_not_sent_whole_is_wrong() -> None:
+    """And the next request must not be written into the middle of it."""
+
+    def answers_early(socket: FakeSocket) -> None:
+        connects(socket)
+        socket.limit_room(5)
+        socket.say(EXPECTED, after=MS + MS // 4)
+
+    world = World(server=lambda *_: None)
+    world.dials.append(answers_early)
+    counts = run(world, duration=0.05).counts
+    assert (counts.sent, counts.verified, counts.wrong, counts.lost) == (1, 0, 1, 1)
+
+
+def test_one_reply_too_many_is_found_at_the_end_though_all_looked_right() -> None:
+    def doubles_the_second(socket: FakeSocket, number: int) -> None:
+        socket.say(EXPECTED, after=MS)
+        if number == 2:
+            socket.say(EXPECTED, after=MS + MS // 2)
+
+    counts = run(World(server=doubles_the_second), duration=0.05).counts
+    assert counts.wrong == 0
+    assert counts.verified == counts.sent
+    assert counts.errors == {"reply without a request": 1}
+    assert counts.lost == 1

@@ -9,16 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from loadgen import plan as plan_module
-from loadgen.plan import (
-    SPARE_FDS,
-    Address,
-    Plan,
-    PlanError,
-    check_machine,
-    local_ports,
-    raise_fd_limit,
-    resolve,
-)
+from loadgen.plan import Plan, PlanError, check_machine, local_ports, resolve
+from nbnet.machine import SPARE_FDS, Address, raise_fd_limit
 from nbnet.notation import Target
 
 
@@ -47,6 +39,8 @@ def test_the_shortest_and_the_longest_payload_make_a_plan(payload: bytes) -> Non
         (-3, 1.0, b"abc", "-3 connections: at least 1 is needed"),
         (1, 0.0, b"abc", "a duration of 0 s: more than 0 is needed"),
         (1, -1.0, b"abc", "a duration of -1 s: more than 0 is needed"),
+        (1, 1e9, b"abc", "a duration of 1e+09 s: at most a year is possible"),
+        (1, float("inf"), b"abc", "a duration of inf s: at most a year is possible"),
         (1, float("nan"), b"abc", "a duration of nan s: more than 0 is needed"),
         (1, 1.0, b"", "a payload of 0 bytes: a request holds 1 to 99,999"),
         (1, 1.0, b"x" * 100_000, "a payload of 100000 bytes: a request holds 1 to 99,999"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import threading
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from loadgen import __version__
-from loadgen.report.json import document, write
+from loadgen.report.json import check_writable, document, write
 from loadgen.tally import Counts
 
 from . import runs
@@ -152,15 +153,15 @@ def test_a_run_that_measured_nothing_has_all_keys_and_no_rates() -> None:
     assert list(nothing) == list(document(runs.fine()))
     assert nothing["interrupted"] is True
     assert set(nothing["throughput"].values()) == {0.0}
-    assert set(nothing["latency_seconds"].values()) == {0}
+    assert nothing["latency_seconds"] == {"count": 0} | dict.fromkeys(FIGURES[1:])
     assert nothing["loader"]["cpu_percent"] == 0.0
 
 
 def test_a_run_without_a_reply_in_some_second_has_a_series_all_the_same() -> None:
     run = runs.finished(runs.snapshots(Counts(held=1, sent=1), Counts(failed=1)))
     assert document(run)["series"] == [
-        {"t": 0.0, "requests": 0, "failed": 0, "p50": 0.0, "p99": 0.0},
-        {"t": 1.0, "requests": 0, "failed": 1, "p50": 0.0, "p99": 0.0},
+        {"t": 0.0, "requests": 0, "failed": 0, "p50": None, "p99": None},
+        {"t": 1.0, "requests": 0, "failed": 1, "p50": None, "p99": None},
     ]
 
 
@@ -175,6 +176,46 @@ def test_the_document_is_written_to_a_file(tmp_path: Path) -> None:
 def test_the_document_is_written_to_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
     write(runs.fine(), "-")
     assert json.loads(capsys.readouterr().out) == document(runs.fine())
+
+
+def test_a_link_is_followed_and_the_mode_of_a_file_kept(tmp_path: Path) -> None:
+    path, link = tmp_path / "run.json", tmp_path / "link.json"
+    path.touch(mode=0o600)
+    link.symlink_to(path)
+    write(runs.fine(), str(link))
+    assert link.is_symlink()
+    assert json.loads(path.read_text()) == document(runs.fine())
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_pipe_is_written_into_and_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    read: list[str] = []
+    reader = threading.Thread(target=lambda: read.append(path.read_text()))
+    reader.start()
+    write(runs.fine(), str(path))
+    reader.join()
+    assert json.loads(read[0]) == document(runs.fine())
+    assert path.is_fifo()
+
+
+def test_what_could_not_be_written_is_noticed_before_the_run(tmp_path: Path) -> None:
+    check_writable("-")
+    check_writable(os.devnull)
+    check_writable(str(tmp_path / "new.json"))
+    with pytest.raises(IsADirectoryError):
+        check_writable(str(tmp_path))
+    with pytest.raises(FileNotFoundError):
+        check_writable(str(tmp_path / "missing" / "run.json"))
+
+
+def test_a_folder_that_may_not_be_written_is_noticed_before_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+    with pytest.raises(PermissionError):
+        check_writable(str(tmp_path / "run.json"))
 
 
 def test_a_file_that_cannot_be_replaced_stays_as_it_was(tmp_path: Path) -> None:

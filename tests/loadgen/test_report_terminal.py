@@ -60,8 +60,8 @@ replies     0 verified   0 wrong   0 failed   0 missing
 throughput  0 requests/s
 
                 mean       p50       p90       p99     p99.9    p99.99       max
-latency          0 s       0 s       0 s       0 s       0 s       0 s       0 s
-connect          0 s       0 s       0 s       0 s       0 s       0 s       0 s
+latency            -         -         -         -         -         -         -
+connect            -         -         -         -         -         -         -
 
 INTERRUPTED: every reply so far verified"""
 

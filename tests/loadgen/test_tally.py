@@ -5,11 +5,18 @@ from __future__ import annotations
 import random
 from collections import Counter
 from dataclasses import fields
-
-import pytest
+from typing import Any
 
 from loadgen.histogram import Histogram
-from loadgen.tally import MISMATCHES_KEPT, Counts, Mismatch, Phase, Snapshot, Tally
+from loadgen.tally import (
+    MISMATCHES_KEPT,
+    SECONDS_OPEN,
+    Counts,
+    Mismatch,
+    Phase,
+    Snapshot,
+    Tally,
+)
 
 
 def filled(number: int) -> Counts:
@@ -18,7 +25,7 @@ def filled(number: int) -> Counts:
     for position, each in enumerate(fields(Counts), start=1):
         value = number * position
         if isinstance(getattr(counts, each.name), Counter):
-            setattr(counts, each.name, Counter({"kind": value, position: 1}))
+            setattr(counts, each.name, Counter({position: value, 1000: 1}))
         else:
             setattr(counts, each.name, value)
     return counts
@@ -34,7 +41,7 @@ def test_the_sum_of_counts_is_the_sum_of_each_field() -> None:
     for position, each in enumerate(fields(Counts), start=1):
         value = getattr(total, each.name)
         if isinstance(value, Counter):
-            assert value == {"kind": 11 * position, position: 2}
+            assert value == {position: 11 * position, 1000: 2}
         else:
             assert value == 11 * position
 
@@ -74,28 +81,48 @@ def test_the_rate_counts_only_what_came_in_the_measured_time() -> None:
     assert tally.rate == 75.0
 
 
-@pytest.mark.parametrize(
-    ("elapsed", "second"),
-    [(0.0, 0), (0.25, 0), (1.0, 0), (1.0009, 0), (1.002, 1), (1.25, 1), (2.0, 1), (59.999, 59)],
-)
-def test_a_snapshot_counts_for_the_second_that_it_ends(elapsed: float, second: int) -> None:
-    tally = Tally()
-    tally.add(snapshot(elapsed, sent=1))
-    assert [interval.start for interval in tally.series] == [float(second)]
+def in_second(second: int, **counts: Any) -> Snapshot:
+    return Snapshot(
+        phase=Phase.MEASURING, elapsed=second + 0.5, second=second, counts=Counts(**counts)
+    )
 
 
-def test_the_series_is_in_order_and_adds_up() -> None:
+def test_the_series_is_in_order_without_gaps_and_adds_up() -> None:
     tally = Tally()
     tally.add(snapshot(0.0, Phase.CONNECTING, held=2))  # not part of the measured time
-    for elapsed in (2.5, 0.25, 1.25, 0.5, 1.0):
-        tally.add(snapshot(elapsed, sent=10))
-    assert [(each.start, each.counts.sent) for each in tally.series] == [
-        (0.0, 30),
-        (1.0, 10),
-        (2.0, 10),
+    for second in (3, 0, 1, 0, 0):
+        tally.add(in_second(second, verified=10, failed=second))
+    assert [(each.start, each.requests, each.failed) for each in tally.series] == [
+        (0.0, 30, 0),
+        (1.0, 10, 1),
+        (2.0, 0, 0),
+        (3.0, 10, 3),
     ]
-    assert tally.counts.sent == 50
+    assert tally.counts.verified == 50
     assert tally.counts.held == 2
+
+
+def test_percentiles_of_a_second_are_those_of_its_latencies_alone() -> None:
+    slow, fast = Histogram(), Histogram()
+    slow.record([1_000_000] * 100)
+    fast.record([1_000] * 99 + [2_000])
+    tally = Tally()
+    tally.add(in_second(0, latency=slow.counts))
+    tally.add(in_second(2, latency=fast.counts))
+    first, empty, last = tally.series
+    assert (first.p50, first.p99) == (slow.max, slow.max)
+    assert (empty.p50, empty.p99) == (None, None)
+    assert (last.p50, last.p99) == (1_000, 1_000)
+
+
+def test_a_long_run_keeps_the_counts_of_few_seconds_and_the_figures_of_all() -> None:
+    tally = Tally()
+    for second in range(1000):
+        tally.add(in_second(second, verified=second))
+    assert len(tally._open) <= SECONDS_OPEN + 1
+    assert [each.requests for each in tally.series] == list(range(1000))
+    tally.add(in_second(0, verified=7))  # far too late for its own second, but not lost
+    assert sum(each.requests for each in tally.series) == sum(range(1000)) + 7
 
 
 def test_only_the_first_mismatches_are_kept() -> None:

@@ -128,7 +128,7 @@ def test_a_server_that_closes(scripted: Callable[..., Target]) -> None:
         ([""], "a request cannot be empty: its payload has 1 to 99999 bytes"),
         (["-"], "a request cannot be empty: its payload has 1 to 99999 bytes"),
         (["-t", "nowhere", "abc"], "'nowhere' is no target: expected HOST:PORT or [IPv6]:PORT"),
-        (["--timeout", "soon", "abc"], "'soon' is no duration"),
+        (["--timeout", "soon", "abc"], "--timeout: 'soon' is no duration"),
         (["--timeout", "0", "abc"], "a timeout of 0.0 is not above 0 seconds"),
     ],
     ids=["empty", "empty stdin", "target", "duration", "no time"],
