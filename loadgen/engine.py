@@ -437,8 +437,7 @@ class Engine:
         """Count the latencies collected, and what follows from their number."""
         latencies, counts = self._latencies, self._counts
         number = len(latencies)
-        if number:
-            self._slowest = max(self._slowest, max(latencies))
+        self._slowest = max([self._slowest, *latencies])
         counts.latency.update(bucket_indices(latencies))
         latencies.clear()
         counts.verified += number

@@ -1,17 +1,37 @@
-"""For all tests: ``async def test_*`` runs under trio, by trio's own test tools."""
+"""What all tests share: a server, a port that refuses, and ``async def test_*`` under trio."""
 
 from __future__ import annotations
 
 import inspect
+import socket
+from collections.abc import Iterator
 
 import pytest
 from trio.testing import MockClock, trio_test
+
+from nbnet import Server
+from nbnet.notation import Target
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
             item.obj = trio_test(item.obj)
+
+
+@pytest.fixture
+def address() -> Iterator[Target]:
+    """Where a server that reverses payloads listens."""
+    with Server(port=0) as server:
+        yield server.address
+
+
+@pytest.fixture
+def refusing() -> Iterator[Target]:
+    """An address that is taken, so that nobody else listens there, and refuses."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield Target(*bound.getsockname())
 
 
 @pytest.fixture

@@ -6,32 +6,15 @@ import contextlib
 import fcntl
 import os
 import pty
-import socket
 import struct
 import termios
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from nbnet import Server
 from nbnet.notation import Target
 
 from .servers import Behaviour, serving
-
-
-@pytest.fixture
-def reversing() -> Iterator[Target]:
-    """Where the bundled server listens."""
-    with Server(port=0) as server:
-        yield server.address
-
-
-@pytest.fixture
-def refusing() -> Iterator[Target]:
-    """An address that is taken, so that nobody else listens there, and refuses."""
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        yield Target(*bound.getsockname())
 
 
 @pytest.fixture

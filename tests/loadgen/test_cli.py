@@ -85,21 +85,21 @@ def test_without_a_target_the_bundled_server_is_loaded_and_every_reply_verified(
     assert last == "OK: every reply verified"
 
 
-def test_a_server_that_runs_already_is_loaded(reversing: Target) -> None:
-    ended = loadgen("--target", str(reversing), "--conns", "20", "--duration", "200ms")
+def test_a_server_that_runs_already_is_loaded(address: Target) -> None:
+    ended = loadgen("--target", str(address), "--conns", "20", "--duration", "200ms")
     assert (ended.returncode, ended.stderr) == (0, "")
-    assert ended.stdout.startswith(f"20 connections to {reversing}, ")
+    assert ended.stdout.startswith(f"20 connections to {address}, ")
 
 
-def test_a_host_by_name_is_loaded(reversing: Target) -> None:
-    ended = loadgen("-t", f"localhost:{reversing.port}", "-c", "2", "-d", "0.1")
+def test_a_host_by_name_is_loaded(address: Target) -> None:
+    ended = loadgen("-t", f"localhost:{address.port}", "-c", "2", "-d", "0.1")
     assert ended.returncode == 0
-    assert ended.stdout.startswith(f"2 connections to localhost:{reversing.port}, ")
+    assert ended.stdout.startswith(f"2 connections to localhost:{address.port}, ")
 
 
-def test_the_payload_is_sent_as_it_is_given(tmp_path: Path, reversing: Target) -> None:
+def test_the_payload_is_sent_as_it_is_given(tmp_path: Path, address: Target) -> None:
     path = tmp_path / "run.json"
-    arguments = ("-t", str(reversing), "-c", "2", "-d", "0.1", "--json", str(path))
+    arguments = ("-t", str(address), "-c", "2", "-d", "0.1", "--json", str(path))
     ended = loadgen(*arguments, "--payload", "grüße")  # 7 bytes in UTF-8
     assert ended.returncode == 0
     assert json.loads(path.read_text())["plan"]["payload_bytes"] == 7
@@ -196,9 +196,9 @@ def assert_matches(value: Any, schema: Any, path: str = "document") -> None:
         assert type(value) is schema, path
 
 
-def test_the_document_has_every_key_with_its_type(tmp_path: Path, reversing: Target) -> None:
+def test_the_document_has_every_key_with_its_type(tmp_path: Path, address: Target) -> None:
     path = tmp_path / "run.json"
-    ended = loadgen("-t", str(reversing), "-c", "10", "-d", "0.3", "--json", str(path))
+    ended = loadgen("-t", str(address), "-c", "10", "-d", "0.3", "--json", str(path))
     assert ended.returncode == 0
     assert ended.stdout.endswith("OK: every reply verified\n"), (
         "the summary is printed all the same"
@@ -207,7 +207,7 @@ def test_the_document_has_every_key_with_its_type(tmp_path: Path, reversing: Tar
     document = json.loads(path.read_text())
     assert_matches(document, SCHEMA)
     assert document["schema"] == "loadgen/1"
-    assert document["target"] == str(reversing)
+    assert document["target"] == str(address)
     assert (document["embedded"], document["interrupted"]) == (False, False)
     assert document["plan"]["connections"] == 10
     assert_all_verified(document, 10)

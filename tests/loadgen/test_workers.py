@@ -82,8 +82,8 @@ def load(*jobs: Job) -> Tally:
 
 
 @pytest.mark.usefixtures("started")
-def test_an_engine_verifies_every_reply_of_the_bundled_server(reversing: Target) -> None:
-    tally = load(job(reversing, connections=20))
+def test_an_engine_verifies_every_reply_of_the_bundled_server(address: Target) -> None:
+    tally = load(job(address, connections=20))
     assert tally.counts.held == 20
     assert tally.counts.verified == tally.counts.sent > 20
     assert 0.2 <= tally.elapsed < 5
@@ -92,8 +92,8 @@ def test_an_engine_verifies_every_reply_of_the_bundled_server(reversing: Target)
 
 
 @pytest.mark.usefixtures("started")
-def test_several_engines_share_a_server_and_their_snapshots_add_up(reversing: Target) -> None:
-    tally = load(job(reversing, connections=3), job(reversing, connections=4))
+def test_several_engines_share_a_server_and_their_snapshots_add_up(address: Target) -> None:
+    tally = load(job(address, connections=3), job(address, connections=4))
     assert tally.counts.held == 7
     assert tally.counts.verified == tally.counts.sent
 
@@ -170,10 +170,10 @@ def test_a_port_where_nobody_listens_refuses_every_connection(refusing: Target) 
 
 
 def test_stopping_has_the_engines_report_what_they_have(
-    reversing: Target, started: list[subprocess.Popen[bytes]]
+    address: Target, started: list[subprocess.Popen[bytes]]
 ) -> None:
     tally = Tally()
-    with Workers([job(reversing, duration=600), job(reversing, duration=600)]) as workers:
+    with Workers([job(address, duration=600), job(address, duration=600)]) as workers:
         for snapshot in workers:
             tally.add(snapshot)
             if snapshot.phase is Phase.MEASURING:
@@ -191,34 +191,34 @@ def iterate(jobs: list[Job], act: Callable[[Snapshot], None] = lambda _: None) -
 
 
 def test_an_error_in_the_parent_ends_the_engines_at_once(
-    reversing: Target, started: list[subprocess.Popen[bytes]]
+    address: Target, started: list[subprocess.Popen[bytes]]
 ) -> None:
     def fail(snapshot: Snapshot) -> None:
         if snapshot.phase is Phase.MEASURING:
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        iterate([job(reversing, duration=600)], fail)
+        iterate([job(address, duration=600)], fail)
     assert [child.returncode for child in started] == [-signal.SIGKILL]
 
 
 def test_engines_that_nobody_listens_to_any_more_are_ended(
-    reversing: Target, started: list[subprocess.Popen[bytes]]
+    address: Target, started: list[subprocess.Popen[bytes]]
 ) -> None:
-    with Workers([job(reversing, duration=600)]) as workers:
+    with Workers([job(address, duration=600)]) as workers:
         next(iter(workers))
     assert [child.returncode for child in started] == [-signal.SIGKILL]
 
 
 def test_an_engine_that_is_killed_is_an_error(
-    reversing: Target, started: list[subprocess.Popen[bytes]]
+    address: Target, started: list[subprocess.Popen[bytes]]
 ) -> None:
     def kill(snapshot: Snapshot) -> None:
         if snapshot.phase is Phase.MEASURING:
             started[0].kill()
 
     with pytest.raises(WorkerError, match="an engine's process failed"):
-        iterate([job(reversing, duration=600)], kill)
+        iterate([job(address, duration=600)], kill)
 
 
 def test_an_engine_that_dies_before_it_reads_its_job_is_an_error(
@@ -279,8 +279,8 @@ def test_a_child_whose_parent_is_gone_already_ends_at_once(module: str) -> None:
 # Dialling --------------------------------------------------------------------
 
 
-def test_dialling_does_not_wait(reversing: Target) -> None:
-    with dial(resolve(reversing)) as connection:
+def test_dialling_does_not_wait(address: Target) -> None:
+    with dial(resolve(address)) as connection:
         assert not connection.getblocking()
         assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 

@@ -10,28 +10,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from nbnet import Server
 from nbnet.notation import Target
 
 Step = tuple[str, bytes]
 Script = list[Step]
 
 PATIENCE = 5.0  # seconds before a script that gets nowhere fails
-
-
-@pytest.fixture
-def address() -> Iterator[Target]:
-    """Where a server that reverses payloads listens."""
-    with Server(port=0) as server:
-        yield server.address
-
-
-@pytest.fixture
-def refusing() -> Iterator[Target]:
-    """An address that is taken, so that nobody else listens there, and refuses."""
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        yield Target(*bound.getsockname())
 
 
 @pytest.fixture
