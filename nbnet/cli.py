@@ -22,7 +22,7 @@ EXIT_CANNOT_LISTEN: Final = 1
 
 _LOG_LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "error": logging.ERROR}
 _DEFAULTS = Limits()
-_LIMITS = "Limits (0: none)"
+_LIMITS = "Limits (a time of 0 is none)"
 
 
 def main() -> None:
