@@ -238,7 +238,7 @@ class _Connection:
             raise self._settings.lost(error.__cause__ or error) from error
         except trio.ClosedResourceError as error:
             raise self._settings.closed() from error
-        self.exchange.receive(data)
+        self.exchange.receive(bytes(data))  # no copy of what is bytes already
 
     async def aclose(self) -> None:
         self.exchange.poison(self._settings.closed())
