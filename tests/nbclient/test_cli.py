@@ -229,3 +229,15 @@ def test_a_request_needs_neither_trio_nor_rich(address: Target) -> None:
         timeout=30,
     )
     assert (done.stdout, done.stderr) == (b"cba", b"\n")
+
+
+@pytest.mark.parametrize(("payload", "closed", "name"), [("abc", 1, "output"), ("-", 0, "input")])
+def test_a_standard_stream_that_is_closed_is_one_line(
+    address: Target, payload: str, closed: int, name: str
+) -> None:
+    script = f'exec "$0" -m nbclient send -t {address} {payload} {closed}>&-'
+    done = subprocess.run(
+        ["sh", "-c", script, sys.executable], stderr=subprocess.PIPE, text=True, timeout=20
+    )
+    assert done.returncode == 1
+    assert done.stderr == f"nbclient: standard {name} is closed\n"

@@ -155,3 +155,18 @@ def test_a_second_connection_is_not_kept(address: Target) -> None:
         assert list(replies) == [b"dc"]
         assert client._kept is kept
         assert client._used == set()
+
+
+def test_a_socket_that_connected_to_itself_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Bound(socket.socket):
+        """Has the port that it is going to ask for, as chance may have it."""
+
+        def connect(self, address: Any) -> None:
+            self.bind(address)
+            super().connect(address)
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = Target(*free.getsockname())
+    use_sockets(monkeypatch, Bound)
+    with Client(address) as client, pytest.raises(ConnectError, match="Connection refused"):
+        client.request(b"abc")

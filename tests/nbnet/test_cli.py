@@ -80,9 +80,50 @@ def test_a_handler_of_the_users_own(tmp_path: Path) -> None:
     assert "Traceback" in errors  # on the server, where it belongs
 
 
+def test_a_second_signal_ends_even_a_handler_that_does_not_return(tmp_path: Path) -> None:
+    (tmp_path / "stuck.py").write_text(
+        "import sys, threading\n"
+        "def wait(payload):\n"
+        "    print('waiting', file=sys.stderr, flush=True)\n"
+        "    threading.Event().wait()\n"
+    )
+    with serving("--handler", "stuck:wait", cwd=tmp_path) as (process, address):
+        assert process.stderr is not None
+        with socket.create_connection(address) as peer:
+            peer.sendall(b"00001a")
+            assert process.stderr.readline() == "waiting\n"
+            process.send_signal(signal.SIGTERM)
+            # The second has to come after the first was dealt with.
+            while not process.poll():
+                process.send_signal(signal.SIGTERM)
+                try:
+                    process.wait(0.05)
+                    break
+                except subprocess.TimeoutExpired:
+                    continue
+        assert process.returncode == 0
+        assert "Traceback" not in process.stderr.read()
+
+
+def test_limits_are_taken_from_the_command_line() -> None:
+    with (
+        serving("--max-frame", "3", "--max-connections", "1", "--refuse") as (_, address),
+        socket.create_connection(address, timeout=10) as peer,
+    ):
+        peer.sendall(b"00003abc")
+        assert peer.recv(8, socket.MSG_WAITALL) == b"00003cba"
+        assert ask(address, b"") == b""  # refused
+        peer.sendall(b"00004abcd")
+        assert peer.recv(1) == b""
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
+        (["serve", "--log-level", "loud"], 2, "--log-level: 'loud' is none of debug, info, error"),
+        (["serve", "--idle-timeout", "soon"], 2, "--idle-timeout: 'soon' is no duration"),
+        (["serve", "--max-frame", "1MiB"], 2, "max_frame is 1048576, expected 1 to 99999"),
+        (["serve", "--poller", "kqueue"], 2, "'kqueue' is no poller"),
         (["serve", "--handler", "nothing"], 2, "expected module:function"),
         (["serve", "--handler", "no_such_module:f"], 2, "cannot import no_such_module"),
         (["serve", "--host", "host.invalid"], 1, "cannot listen on host.invalid:6789"),

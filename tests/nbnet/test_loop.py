@@ -268,6 +268,32 @@ def test_a_reset_noticed_by_send_ends_only_its_connection(
     assert peer.closed
 
 
+def test_a_reset_before_the_reply_ends_only_its_connection(
+    kernel: Kernel, peer: FakeSocket
+) -> None:
+    other = kernel.connect()
+
+    def ask_and_go() -> None:
+        peer.inbox.append(b"00001a")
+        peer.send_error = error(errno.ECONNRESET)
+
+    loop = run(kernel, ask_and_go, lambda: other.inbox.append(b"00001b"))
+    assert peer.closed
+    assert other.received == b"00001b"
+    assert loop.counters.lost == 1
+
+
+def test_requests_are_counted_on_open_connections_too(kernel: Kernel, peer: FakeSocket) -> None:
+    counted: list[int] = []
+    loop = kernel.loop()
+    kernel.steps.append(lambda: peer.inbox.append(b"00001a00001b"))
+    kernel.steps.append(lambda: counted.append(loop.count().requests))
+    kernel.steps.append(loop.stop)
+    loop.run()
+    assert counted == [2]
+    assert loop.count().requests == 2
+
+
 def test_a_reset_while_reading_is_paused_does_not_spin(kernel: Kernel, peer: FakeSocket) -> None:
     def reset() -> None:
         assert kernel.waits_for(peer) == WRITE
