@@ -149,13 +149,18 @@ def _report(run: Run, json: str | None) -> int:
             "(start a server with: nbnet serve; or leave --target away to use the bundled one)",
             EXIT_NO_CONNECTION,
         )
-    # Standard output belongs to the JSON where it is asked for there.
-    print(summary(run), file=sys.stderr if json == "-" else sys.stdout, flush=True)
+    # The file comes first: a reader of the summary who leaves early must not cost
+    # it. Nor must a full disk cost the summary.
+    unsaved: OSError | None = None
     if json is not None:
         try:
             json_report.write(run, json)
         except OSError as error:
-            raise CommandError(f"cannot write {json}: {error.strerror}", EXIT_FAILED) from error
+            unsaved = error
+    # Standard output belongs to the JSON where it is asked for there.
+    print(summary(run), file=sys.stderr if json == "-" else sys.stdout, flush=True)
+    if unsaved is not None:
+        raise CommandError(f"cannot write {json}: {unsaved.strerror}", EXIT_FAILED) from unsaved
     return run.verdict.exit_code
 
 

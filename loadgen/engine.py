@@ -250,7 +250,8 @@ class Engine:
             if now >= next_report:
                 self._until = next_report
                 self._report((now - self._started) / 1e9)
-                next_report += SNAPSHOT_EVERY
+                # After a stall (a suspended machine, say) the missed ones are left out.
+                next_report += SNAPSHOT_EVERY * ((now - next_report) // SNAPSHOT_EVERY + 1)
             for fd, mask in poll((min(next_report, end) - now) / 1e9, MAX_EVENTS):
                 connection = get(fd)
                 if mask != READ or connection is None or connection.partial:

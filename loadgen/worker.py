@@ -42,11 +42,15 @@ def dial(address: Address) -> socket.socket:
 def connect_error(connection: socket.socket) -> int:
     """How a connection that was begun came out: an errno, 0 for well."""
     error = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-    if not error and connection.getsockname() == connection.getpeername():
-        # TCP lets a socket connect to itself when the port that it was given is
-        # the one it asks for: nobody listens there.
-        return errno.ECONNREFUSED
-    return error
+    if error:
+        return error
+    try:
+        to_itself = connection.getsockname() == connection.getpeername()
+    except OSError as gone:  # reset since
+        return gone.errno or errno.ENOTCONN
+    # TCP lets a socket connect to itself when the port that it was given is the
+    # one it asks for: nobody listens there.
+    return errno.ECONNREFUSED if to_itself else 0
 
 
 def main() -> None:

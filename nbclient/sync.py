@@ -278,15 +278,18 @@ def _connect_one(
         connecting.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connecting.settimeout(timeout)
         connecting.connect(address)
+        _check_peer(connecting)
     except BaseException:
         connecting.close()
         raise
-    if connecting.getsockname() == connecting.getpeername():
-        # TCP lets a socket connect to itself when the port that it was given is
-        # the one it asks for: nobody listens there.
-        connecting.close()
-        raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
     return connecting
+
+
+def _check_peer(connected: socket.socket) -> None:
+    # TCP lets a socket connect to itself when the port that it was given is the
+    # one it asks for: nobody listens there.
+    if connected.getsockname() == connected.getpeername():
+        raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
 
 
 def _translate(error: OSError, settings: Settings) -> Exception:

@@ -6,6 +6,7 @@ and an exit code; never a traceback.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
@@ -39,6 +40,13 @@ def make_app(**settings: Any) -> typer.Typer:
 
 def run(app: typer.Typer, name: str) -> None:
     """Run a command to its end: the console script."""
+    if sys.stderr is None:
+        # Closed by whoever started this: what is said there is not to end up in
+        # the next file that is opened.
+        descriptor = os.open(os.devnull, os.O_WRONLY)
+        if descriptor != 2:
+            os.dup2(descriptor, 2)
+        sys.stderr = os.fdopen(2, "w")
     try:
         app(prog_name=name)
     except CommandError as error:

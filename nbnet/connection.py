@@ -35,6 +35,10 @@ _HANDLER_FAILURES: Final = (Exception, SystemExit)
 """What a handler may raise to the cost of its connection alone. Only
 ``KeyboardInterrupt`` and its like end the server."""
 
+RECENTLY: Final = 1.0
+"""Seconds: when a server stops, a request so long ago makes no connection idle;
+and so long may a connection that it stops take to close."""
+
 _PORTION: Final = 128
 """Requests answered between two looks at how much output they made: output may
 be over the high-water mark by as many replies. Fewer would slow down pipelining."""
@@ -122,9 +126,9 @@ class Connection:
         self.requests += 1
         return reply
 
-    def resume(self) -> bytes:
+    def resume(self, now: float) -> bytes:
         """Answer the next of the requests that wait; give the replies to send."""
-        return self._answer(self.waiting)
+        return self._answer(self.waiting, now)
 
     def block(self, rest: bytes | memoryview, now: float) -> None:
         """The kernel did not take ``rest`` of the replies just made."""
@@ -149,12 +153,13 @@ class Connection:
             self._counters.unsent -= count
             self._moved = now
         if not self.unsent:
-            self._flushed()
+            self._flushed(now)
         elif self.state is State.BUSY:
             self._move(Event.BLOCKED)
         elif self.state is State.PAUSED:
             if not self.waiting and len(self.unsent) <= self._limits.low_water:
                 self._move(Event.LOW)
+                self._read_again(now)
         else:
             self._check_high()
 
@@ -171,12 +176,18 @@ class Connection:
         if not self.waiting:
             self._move(Event.EOF)
 
-    def stop(self) -> None:
-        """The server is stopping: answer what was begun, and end."""
+    def stop(self, now: float) -> None:
+        """The server is stopping: answer what was begun, and end.
+
+        A connection that was idle for a while is ended at once. One that was
+        not may have more on the way, or replies in the kernel that closing with
+        unread input would cut off.
+        """
         self._stopping = True
         if self.waiting or self.state in (State.FLUSHING, State.LINGERING, State.CLOSED):
             return
-        if self.unsent:
+        recently = now - self._active < RECENTLY and (self.requests or self._decoder.offset)
+        if self.unsent or (recently and not self._decoder.unfinished):
             self._move(Event.STOP)
         elif not self._decoder.unfinished:
             self.lose("the server stops")
@@ -198,7 +209,8 @@ class Connection:
         limits = self._limits
         if self.state is State.LINGERING:
             # Unlike the others, this one cannot be switched off.
-            return self._moved + limits.linger, "linger"
+            linger = min(limits.linger, RECENTLY) if self._stopping else limits.linger
+            return self._moved + linger, "linger"
         if self.unsent:
             start, limit, kind = self._moved, limits.write_timeout, "write"
         elif self.waiting:
@@ -222,9 +234,9 @@ class Connection:
             self.frame_since = None
         elif payloads or self.frame_since is None:
             self.frame_since = now
-        return self._answer(payloads)
+        return self._answer(payloads, now)
 
-    def _answer(self, payloads: Sequence[bytes]) -> bytes:
+    def _answer(self, payloads: Sequence[bytes], now: float) -> bytes:
         """Answer as many requests as one turn allows; the others wait."""
         handler = self._handler
         done, turn = 0, min(len(payloads), self._limits.frames_per_turn)
@@ -236,6 +248,7 @@ class Connection:
                     replies.append(handler(payload))
                 encoded = encode_frames(replies)
             except _HANDLER_FAILURES as error:
+                self.requests += done
                 output.append(self._fail(replies, error))
                 return b"".join(output)
             done += len(replies)
@@ -247,10 +260,10 @@ class Connection:
             if self.state is not State.BUSY:
                 self._move(Event.MORE)
         else:
-            self._caught_up()
+            self._caught_up(now)
         return b"".join(output)
 
-    def _caught_up(self) -> None:
+    def _caught_up(self, now: float) -> None:
         """Every request read is answered: now act on what came behind them."""
         if self._decoder.error is not None and not self._eof:
             self._counters.protocol_errors += 1
@@ -259,6 +272,7 @@ class Connection:
             return
         if self.state is State.BUSY:
             self._move(Event.CAUGHT_UP)
+            self._read_again(now)
         if self._eof:
             self._move(Event.EOF)
         elif self._stopping and not self._decoder.unfinished:
@@ -279,13 +293,22 @@ class Connection:
         self.requests += len(earned)
         return b"".join(earned)
 
-    def _flushed(self) -> None:
+    def _flushed(self, now: float) -> None:
         if self.state is State.FLUSHING:
             self._move(Event.EOF if self._eof else Event.FLUSHED)
         elif self.state is State.PAUSED and self.waiting:
             self._move(Event.MORE)
-        elif self.state in (State.WRITING, State.PAUSED):
+        elif self.state is State.PAUSED:
             self._move(Event.FLUSHED)
+            self._read_again(now)
+        elif self.state is State.WRITING:
+            self._move(Event.FLUSHED)
+
+    def _read_again(self, now: float) -> None:
+        """Reading had stopped: the peer cannot be blamed for the time that took."""
+        self._active = now
+        if self.frame_since is not None:
+            self.frame_since = now
 
     def _check_high(self) -> None:
         if self.state is State.WRITING and len(self.unsent) > self._limits.high_water:

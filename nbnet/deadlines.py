@@ -2,7 +2,8 @@
 
 A timer wheel: time is cut into ticks, and everything due in a tick stands in
 one set. Parking, moving and forgetting cost the same however many are parked,
-and nothing is kept of what was forgotten: a timer goes with its connection.
+and nothing is kept of what was forgotten (but an empty set a tick): a timer
+goes with its connection.
 
 The rule that keeps requests cheap: activity does not move a timer. Whoever is
 found due says when it really has to end, and is parked again if that is later;
@@ -47,8 +48,8 @@ class Deadlines(Generic[T]):
     __slots__ = ("_order", "_ticks")
 
     def __init__(self) -> None:
-        self._ticks: dict[int, set[T]] = {}  # no set in it is ever empty
-        self._order: list[int] = []  # a heap of ticks, some of them gone meanwhile
+        self._ticks: dict[int, set[T]] = {}  # an empty set goes when its turn comes
+        self._order: list[int] = []  # the same ticks as a heap, each once
 
     def __len__(self) -> int:
         """How many things are parked."""
@@ -58,8 +59,8 @@ class Deadlines(Generic[T]):
     def next_due(self) -> float:
         """The time at which something is due; infinite if nothing is parked."""
         order, ticks = self._order, self._ticks
-        while order and order[0] not in ticks:
-            heapq.heappop(order)
+        while order and not ticks[order[0]]:
+            del ticks[heapq.heappop(order)]
         return order[0] * TICK if order else math.inf
 
     def park(self, thing: T, when: float) -> None:
@@ -83,10 +84,7 @@ class Deadlines(Generic[T]):
     def forget(self, thing: T) -> None:
         """Let ``thing`` never come due; nothing happens if it is not parked."""
         if thing.tick is not None:
-            things = self._ticks[thing.tick]
-            things.remove(thing)
-            if not things:
-                del self._ticks[thing.tick]
+            self._ticks[thing.tick].remove(thing)
             thing.tick = None
 
     def due(self, now: float) -> Iterator[T]:
@@ -95,6 +93,6 @@ class Deadlines(Generic[T]):
         In between anything may be parked and forgotten.
         """
         while self.next_due <= now:
-            thing = next(iter(self._ticks[self._order[0]]))
-            self.forget(thing)
+            thing = self._ticks[self._order[0]].pop()
+            thing.tick = None
             yield thing

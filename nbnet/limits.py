@@ -13,7 +13,9 @@ from nbnet.framing import MAX_PAYLOAD
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What a server allows; sizes in bytes, times in seconds, where 0 is no limit.
+    """What a server allows; sizes in bytes, times in seconds.
+
+    A time of 0 is no limit, but for ``linger`` and ``drain``, where it is no time.
 
     Attributes:
         max_connections: connections held at a time; 0 takes what the limit of

@@ -46,6 +46,8 @@ READ_SIZE: Final = 64 * 1024
 FIRST_READ_SIZE: Final = 479
 """The same until a read is filled. The interpreter keeps blocks of up to 512
 bytes, 33 of them its own, at hand; a larger buffer costs calls to malloc."""
+LAST_READS: Final = 16
+"""Reads at most of a connection when the server stops."""
 MAX_EVENTS: Final = 4096
 """Events taken in one batch; epoll's own default would stop at 1,023."""
 
@@ -253,23 +255,25 @@ class Loop:
         if mask & interest & READ and channel.state is state is not State.BUSY:
             self._read(channel)
 
-    def _read(self, channel: Channel) -> None:
+    def _read(self, channel: Channel) -> bool:
+        """Read once; say whether anything came."""
         try:
             data = channel.socket.recv(channel.read_size)
         except BlockingIOError:
-            return
+            return False
         except OSError as error:
             self._lose(channel, error)
-            return
+            return False
         if not data:
             self._receive_eof(channel)
-            return
+            return False
         channel.read_size = READ_SIZE
         if channel.state is not State.LINGERING:
             channel.block(channel.receive(data, self._now), self._now)
             self._flush(channel)
         if self._trigger:
             self._ready[channel] = None  # until a read says that nothing is left
+        return True
 
     def _receive_eof(self, channel: Channel) -> None:
         channel.receive_eof()
@@ -280,7 +284,7 @@ class Loop:
         ready, self._ready = self._ready, {}
         for channel in ready:
             if channel.state is State.BUSY:
-                channel.block(channel.resume(), self._now)
+                channel.block(channel.resume(self._now), self._now)
                 self._flush(channel)
                 if self._trigger or channel.state is State.BUSY:
                     self._ready[channel] = None
@@ -331,8 +335,11 @@ class Loop:
         self._watch(channel)
 
     def _close_ended(self) -> None:
-        for channel in self._ended:
-            del self._channels[channel.fd]
+        # One by one off the list: should a signal interrupt this, it can go on.
+        while self._ended:
+            channel = self._ended.pop()
+            if self._channels.pop(channel.fd, None) is None:
+                continue
             self._ready.pop(channel, None)
             self._deadlines.forget(channel)
             self._poller.unregister(channel.fd)
@@ -340,7 +347,6 @@ class Loop:
             self.counters.connections -= 1
             self.counters.requests += channel.requests
             self._acceptor.released(channel.peer)
-        self._ended.clear()
 
     def _accept(self) -> None:
         for socket, peer in self._acceptor.accept():
@@ -405,10 +411,12 @@ class Loop:
             self._give_up = self._now + self._limits.drain
             self._look_by(self._give_up)
             for channel in list(self._channels.values()):
-                if channel.state is State.READING:
-                    self._read(channel)  # what has come is in flight
-                channel.stop()
-                self._settle(channel)
+                # What has come is in flight; what goes on coming is not.
+                for _ in range(LAST_READS):
+                    if channel.state is not State.READING or not self._read(channel):
+                        break
+                channel.stop(self._now)
+                self._flush(channel)
             self._close_ended()
         if self._stops_asked > 1:
             self._give_up = self._look_at = self._now

@@ -54,7 +54,10 @@ class Poller(Protocol):
         """Forget ``fd``; to be called before it is closed."""
 
     def poll(self, timeout: float, maxevents: int, /) -> list[tuple[int, int]]:
-        """Wait up to ``timeout`` seconds (-1: for ever) for at most ``maxevents`` events."""
+        """Wait up to ``timeout`` seconds (-1: for ever) for some ``maxevents`` events.
+
+        It may be more where the kernel has told of all of them anyway.
+        """
 
     def close(self) -> None:
         """Give up what the poller holds of the kernel; calling it again does nothing."""
@@ -76,9 +79,9 @@ class PollPoller:
         self.unregister = poll.unregister
         self._poll = poll.poll
 
-    def poll(self, timeout: float, maxevents: int, /) -> list[tuple[int, int]]:
-        """Wait; what is over ``maxevents`` is reported again by the next call."""
-        return self._poll(-1 if timeout < 0 else math.ceil(timeout * 1000))[:maxevents]
+    def poll(self, timeout: float, maxevents: int, /) -> list[tuple[int, int]]:  # noqa: ARG002
+        """Wait. All events are given: of a part, the first would always be the same."""
+        return self._poll(-1 if timeout < 0 else math.ceil(timeout * 1000))
 
     def close(self) -> None:
         """Nothing is held."""
@@ -129,7 +132,7 @@ class SelectPoller:
         self._readers.discard(fd)
         self._writers.discard(fd)
 
-    def poll(self, timeout: float, maxevents: int, /) -> list[tuple[int, int]]:
+    def poll(self, timeout: float, maxevents: int, /) -> list[tuple[int, int]]:  # noqa: ARG002
         """Wait. Errors show as readable or writable: select has no bit for them."""
         readable, writable, _ = select.select(
             self._readers, self._writers, (), None if timeout < 0 else timeout
@@ -137,7 +140,7 @@ class SelectPoller:
         events = dict.fromkeys(readable, READ)
         for fd in writable:
             events[fd] = events.get(fd, 0) | WRITE
-        return list(events.items())[:maxevents]
+        return list(events.items())
 
     def close(self) -> None:
         """Nothing is held."""

@@ -126,6 +126,7 @@ class Server:
         self._address: Target | None = None
         self._loop: Loop | None = None
         self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
         self._stopping = False
         self._crash: BaseException | None = None
 
@@ -175,10 +176,13 @@ class Server:
         thread, loop = self._thread, self._loop
         if thread is None or loop is None:
             return
-        # Asking the loop twice would mean that it must not wait.
-        if not self._stopping:
-            self._stopping = True
-            loop.stop()
+        with self._lock:
+            # Asking the loop twice would mean that it must not wait.
+            if not self._stopping:
+                self._stopping = True
+                loop.stop()
+        if thread is threading.current_thread():
+            return  # a handler stops its own server: it ends after this turn
         thread.join()
         crash, self._crash = self._crash, None
         if crash is not None:
@@ -217,7 +221,7 @@ def serve(
             can be made.
 
     The first signal stops the server well, within ``limits.drain`` seconds; a
-    second one ends it at once, even in the middle of a handler.
+    second one ends it at once, and a third even in the middle of a handler.
 
     Raises:
         ListenError: the address cannot be had; an ``OSError``.
@@ -230,6 +234,7 @@ def serve(
     """
     settings = _Settings.read(handler, limits, poller, trigger)
     with (
+        contextlib.suppress(_Forced),
         open_listener(host, port) as listener,
         _open_loop(listener, settings) as (loop, wake_up),
         _signals_stop(loop, wake_up),
@@ -239,13 +244,12 @@ def serve(
         # What start-up allocated lives as long as the process: the garbage
         # collector need not walk it again and again.
         gc.freeze()
-        with contextlib.suppress(_Forced):
-            loop.run()
-    log.info(
-        "stopped: %d requests answered on %d connections",
-        loop.counters.requests,
-        loop.counters.accepted,
-    )
+        loop.run()
+        log.info(
+            "stopped: %d requests answered on %d connections",
+            loop.counters.requests,
+            loop.counters.accepted,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,19 +297,19 @@ def _open_loop(listener: socket.socket, settings: _Settings) -> Iterator[tuple[L
 
 
 class _Forced(BaseException):
-    """A second signal: end at once. No handler's ``except Exception`` stops it."""
+    """A third signal: end at once. No handler's ``except Exception`` stops it."""
 
 
 @contextlib.contextmanager
 def _signals_stop(loop: Loop, wake_up: WakeUp) -> Iterator[None]:
     """SIGINT and SIGTERM stop the loop, as long as this lasts."""
-    seen = False
+    seen = 0
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         nonlocal seen
-        if seen:
+        seen += 1
+        if seen > 2:
             raise _Forced
-        seen = True
         loop.stop()
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -118,18 +118,25 @@ def write(run: Run, path: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
         return
-    target = Path(path)
-    if target.exists() and not target.is_file():
-        target.write_text(text)
-        return
-    target = target.resolve()  # where a link leads
+    target = Path(os.path.realpath(path))  # where a link leads
+    if not target.exists():
+        _replace(target, text, _usual_mode())
+    elif not target.is_file():
+        Path(path).write_text(text)
+    else:
+        try:
+            _replace(target, text, target.stat().st_mode)
+        except OSError:  # a mounted file, or a folder that may not be written
+            target.write_text(text)
+
+
+def _replace(target: Path, text: str, mode: int) -> None:
     with tempfile.NamedTemporaryFile("w", dir=target.parent, prefix=".", delete=False) as file:
         part = Path(file.name)
         try:
             file.write(text)
             file.flush()
-            # A file that is replaced keeps its mode; a new one gets the usual.
-            part.chmod(target.stat().st_mode if target.exists() else _usual_mode())
+            part.chmod(mode)
             part.replace(target)
         except BaseException:
             part.unlink(missing_ok=True)
@@ -143,14 +150,14 @@ def check_writable(path: str) -> None:
         OSError: ``write`` would not be able to write there.
     """
     if path == "-":
+        if sys.stdout is None:
+            raise OSError(errno.EBADF, "standard output is closed")
         return
-    target = Path(path)
+    target = Path(os.path.realpath(path))
     if target.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-    special = target.exists() and not target.is_file()
-    place = target if special else target.resolve().parent
-    if not special:
-        place.stat()
+    place = target if target.exists() else target.parent
+    place.stat()
     if not os.access(place, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 

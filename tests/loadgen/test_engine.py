@@ -630,3 +630,16 @@ def test_one_reply_too_many_is_found_at_the_end_though_all_looked_right() -> Non
     assert counts.verified == counts.sent
     assert counts.errors == {"reply without a request": 1}
     assert counts.lost == 1
+
+
+def test_a_stall_of_the_machine_does_not_make_the_run_wait_for_ever() -> None:
+    """A time to wait that is over already means for ever to epoll."""
+    world = World(server=lambda *_: None)
+
+    def stall() -> None:
+        world.now += 700 * MS
+
+    world.at(100 * MS, stall)
+    outcome = run(world, duration=1.0, grace=0.1)
+    assert outcome.counts.timed_out == 1
+    assert 1.0 <= outcome.elapsed <= 1.01

@@ -163,7 +163,7 @@ class Peer(RuleBasedStateMachine):
     @precondition(lambda self: self.served.state is State.BUSY)
     @rule(room=st.integers(0, 80))
     def resume(self, room: int) -> None:
-        self.hand(self.served.resume(), room)
+        self.hand(self.served.resume(1.0), room)
 
     @precondition(lambda self: self.served.state not in (State.LINGERING, State.CLOSED))
     @rule(room=st.integers(0, 80))
@@ -180,7 +180,7 @@ class Peer(RuleBasedStateMachine):
 
     @rule()
     def stop(self) -> None:
-        self.served.stop()
+        self.served.stop(1.0)
 
     @precondition(lambda self: self.served.state is not State.CLOSED)
     @rule()

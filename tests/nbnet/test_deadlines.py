@@ -38,6 +38,22 @@ def test_what_is_forgotten_leaves_nothing_behind() -> None:
     assert not deadlines._order
 
 
+def test_parking_and_forgetting_behind_a_timer_that_stays_does_not_pile_up() -> None:
+    stays, comes_and_goes, deadlines = Thing(), Thing(), Deadlines[Thing]()
+    deadlines.park(stays, 1.0)
+    for _ in range(1000):
+        deadlines.park(comes_and_goes, 5.0)
+        deadlines.forget(comes_and_goes)
+    assert len(deadlines._order) <= 2
+
+
+def test_many_things_due_at_once_come_one_by_one() -> None:
+    things, deadlines = [Thing() for _ in range(20_000)], Deadlines[Thing]()
+    for thing in things:
+        deadlines.park(thing, 1.0)
+    assert set(deadlines.due(2.0)) == set(things)  # in linear time, or the suite would notice
+
+
 def test_parking_by_a_time_moves_only_towards_the_present() -> None:
     thing, deadlines = Thing(), Deadlines[Thing]()
     deadlines.park_by(thing, 5.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from support import kernel as kernel_in_memory
@@ -732,3 +733,96 @@ def test_more_input_than_one_read_takes_is_read_to_the_end(
     payload = bytes(99_999)
     run(kernel, lambda: peer.inbox.append(b"99999" + payload + b"00001a"))
     assert peer.received == b"99999" + payload + b"00001a"
+
+
+@pytest.mark.parametrize("timeouts", [{"frame_timeout": 1.0}, {"idle_timeout": 1.0}])
+def test_a_peer_is_not_blamed_for_the_time_in_which_it_was_not_read(
+    kernel: Kernel, peer: FakeSocket, timeouts: dict[str, Any]
+) -> None:
+    def make_room() -> None:
+        assert kernel.waits_for(peer) == WRITE
+        peer.room = 1 << 20
+
+    def go_on() -> None:
+        assert not peer.closed
+        peer.inbox.append(b"2bc")
+
+    peer.room = 0
+    kernel.steps.append(lambda: peer.inbox.append(b"00100" + bytes(100) + b"0000"))
+    kernel.at(5.0, make_room)
+    kernel.at(5.5, go_on)
+    loop = run(kernel, handler=reverse, high_water=50, low_water=10, **timeouts)
+    assert peer.received.endswith(b"00002cb")
+    assert loop.counters.frame_timeouts == loop.counters.idle_timeouts == 0
+
+
+def test_a_connection_that_was_just_used_is_not_cut_off_when_the_server_stops(
+    kernel: Kernel, peer: FakeSocket
+) -> None:
+    def asks_on() -> None:
+        assert peer.write_shut
+        assert not peer.closed
+        peer.inbox.extend([b"00001b", b""])  # too late, and no reason for a reset
+
+    loop = kernel.loop()
+    kernel.steps.extend([lambda: peer.inbox.append(b"00001a"), loop.stop, asks_on])
+    loop.run()
+    assert_nothing_is_left(kernel, loop)
+    assert peer.received == b"00001a"
+    assert kernel.now < 0.5
+
+
+def test_a_connection_that_does_not_close_holds_up_a_stop_for_a_second_only(
+    kernel: Kernel, peer: FakeSocket
+) -> None:
+    loop = kernel.loop()
+    kernel.steps.extend([lambda: peer.inbox.append(b"00001a"), loop.stop])
+    loop.run()
+    assert_nothing_is_left(kernel, loop)
+    assert 1.0 <= kernel.now <= 1.0 + 2 * TICK
+
+
+def test_a_connection_idle_for_a_while_is_ended_at_once_when_the_server_stops(
+    kernel: Kernel, peer: FakeSocket
+) -> None:
+    silent = kernel.connect()
+    kernel.steps.append(lambda: peer.inbox.append(b"00001a"))
+    kernel.at(2.0, lambda: None)
+    run(kernel)
+    assert peer.closed
+    assert silent.closed
+    assert not peer.write_shut
+    assert kernel.now == 2.0
+
+
+def test_what_goes_on_coming_does_not_put_off_a_stop(kernel: Kernel, peer: FakeSocket) -> None:
+    answered: list[bytes] = []
+
+    def handler(payload: bytes) -> bytes:
+        answered.append(payload)
+        if len(answered) == 10:
+            loop.stop()
+        if len(answered) < 1000:
+            peer.inbox.append(b"00001a")  # the next one, at once
+        return payload
+
+    loop = kernel.loop(handler)
+    peer.inbox.append(b"00001a")
+    loop.run()
+    assert_nothing_is_left(kernel, loop)
+    assert len(answered) < 100
+
+
+def test_all_replies_before_a_fault_of_the_handler_are_counted(
+    kernel: Kernel, peer: FakeSocket
+) -> None:
+    def handler(payload: bytes) -> bytes:
+        if payload == b"b":
+            raise RuntimeError
+        return payload
+
+    loop = run(
+        kernel, lambda: peer.inbox.append(b"00001a" * 500 + b"00001b"), handler=handler, linger=0.0
+    )
+    assert peer.received == b"00001a" * 500
+    assert loop.counters.requests == 500

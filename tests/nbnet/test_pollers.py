@@ -53,13 +53,13 @@ def test_the_four_calls(poller: Poller, pair: tuple[socket.socket, socket.socket
     assert poller.poll(0, 10) == []
 
 
-def test_no_more_events_than_asked_for_and_none_lost(poller: Poller) -> None:
+def test_nobody_is_left_out_for_ever_when_events_are_many(poller: Poller) -> None:
     pairs = [socket.socketpair() for _ in range(4)]
     try:
         for a, _ in pairs:
             poller.register(a.fileno(), WRITE)
-        assert len(poller.poll(-1, 3)) == 3
-        assert len(poller.poll(-1, 10)) == 4
+        seen = {fd for _ in range(4) for fd, _ in poller.poll(-1, 2)}
+        assert seen == {a.fileno() for a, _ in pairs}
     finally:
         for each in pairs:
             each[0].close()
