@@ -94,9 +94,13 @@ def stall(target: Target, count: int) -> list[socket.socket]:
 
 
 def deaf(target: Target, count: int) -> list[socket.socket]:
-    """Connections that ask for more than the kernel holds, and read nothing."""
-    request = encode_frame(bytes(60_000))
-    return [talk(target, request * 3) for _ in range(count)]
+    """Connections that ask for more than the kernel holds, and read nothing.
+
+    Not for much more: all sockets of a machine share net.ipv4.tcp_mem, and when
+    that is used up every connection stands still, whoever serves it.
+    """
+    request = encode_frame(bytes(20_000))
+    return [talk(target, request * 5) for _ in range(count)]
 
 
 def crowd(target: Target, count: int) -> list[socket.socket]:
