@@ -36,8 +36,8 @@ _HANDLER_FAILURES: Final = (Exception, SystemExit)
 ``KeyboardInterrupt`` and its like end the server."""
 
 RECENTLY: Final = 1.0
-"""Seconds: when a server stops, a request so long ago makes no connection idle;
-and so long may a connection that it stops take to close."""
+"""Seconds. When the server stops, a connection whose last request is older than
+this counts as idle and is ended at once; the others have as long to close."""
 
 _PORTION: Final = 128
 """Requests answered between two looks at how much output they made: output may
