@@ -826,3 +826,21 @@ def test_all_replies_before_a_fault_of_the_handler_are_counted(
     )
     assert peer.received == b"00001a" * 500
     assert loop.counters.requests == 500
+
+
+def test_a_peer_is_not_blamed_for_the_time_in_which_its_requests_waited(
+    kernel: Kernel, peer: FakeSocket
+) -> None:
+    def slow(payload: bytes) -> bytes:
+        kernel.now += 1.0
+        return payload
+
+    def go_on() -> None:
+        assert not peer.closed
+        peer.inbox.append(b"1b")
+
+    kernel.steps.append(lambda: peer.inbox.append(b"00001a" * 5 + b"0000"))
+    kernel.at(6.0, go_on)
+    loop = run(kernel, handler=slow, frames_per_turn=1, frame_timeout=2.5)
+    assert peer.received == b"00001a" * 5 + b"00001b"
+    assert loop.counters.frame_timeouts == 0
