@@ -1,8 +1,8 @@
-"""Taking connections from a listener, also when there are too many of them.
+"""Taking connections from listeners, also when there are too many of them.
 
 The rules:
 
-* a listener that cannot be served is not watched: it stays readable, and the
+* listeners that cannot be served are not watched: they stay readable, and the
   loop would spin;
 * what failed while it was queued is passed over;
 * a connection that may not stay is closed at once, or not accepted at all.
@@ -14,7 +14,7 @@ import errno
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, Protocol
 
 from nbnet.counters import Counters
@@ -49,6 +49,10 @@ _ONE_FAILED: Final = frozenset(
 )
 
 
+UNIX_PEER: Final = "unix socket"
+"""Who comes through a unix socket: such peers have no address."""
+
+
 class Socket(Protocol):
     """What the loop needs of a connected, non-blocking socket."""
 
@@ -69,11 +73,11 @@ class Listener(Protocol):
 
 
 class Acceptor:
-    """Accepts the connections of one listener within limits.
+    """Accepts the connections of listeners within limits.
 
     Args:
-        listener: a listening socket, non-blocking; closed by ``close``.
-        poller: what watches it.
+        listeners: listening sockets, non-blocking; closed by ``close``.
+        poller: what watches them.
         clock: monotonic seconds.
         limits: the bounds to keep.
         counters: what is counted; ``connections`` is read, not written.
@@ -84,7 +88,7 @@ class Acceptor:
 
     def __init__(
         self,
-        listener: Listener,
+        listeners: Sequence[Listener],
         *,
         poller: Poller,
         clock: Callable[[], float],
@@ -92,7 +96,7 @@ class Acceptor:
         counters: Counters,
     ) -> None:
         self.again = math.inf
-        self._listener = listener
+        self._listeners = listeners
         self._poller = poller
         self._clock = clock
         self._counters = counters
@@ -100,14 +104,24 @@ class Acceptor:
         self._from: Counter[str] = Counter()  # connections open by address
         self._watched = False
         self._failing = False  # said in the log once, until it works again
+        self._held = False
         self._closed = False
 
     def resume(self) -> None:
-        """Watch the listener, again or for the first time."""
+        """Watch the listeners, again or for the first time."""
         self.again = math.inf
-        if not self._watched and not self._closed:
+        if not (self._watched or self._held or self._closed):
             self._watched = True
-            self._poller.register(self._listener.fileno(), READ)
+            for listener in self._listeners:
+                self._poller.register(listener.fileno(), READ)
+
+    def hold(self, held: bool) -> None:
+        """Leave newcomers to another process that has the listeners, or take them again."""
+        self._held = held
+        if held:
+            self._pause(math.inf)
+        else:
+            self.resume()
 
     def accept(self) -> Iterator[tuple[Socket, Target | str]]:
         """The connections that wait and may stay, non-blocking, and who they are.
@@ -115,15 +129,19 @@ class Acceptor:
         Raises:
             OSError: the listener is of no more use.
         """
-        if not self._watched:
-            return  # an event from before it was left alone
+        for listener in self._listeners:
+            yield from self._accept_from(listener)
+
+    def _accept_from(self, listener: Listener) -> Iterator[tuple[Socket, Target | str]]:
         for _ in range(ACCEPTS_PER_TURN):
+            if not self._watched:
+                return  # an event from before they were left alone
             full = 0 < self._limits.max_connections <= self._counters.connections
             if full and not self._limits.refuse:
                 self._pause(math.inf)  # until one ends
                 return
             try:
-                socket, address = self._listener.accept()
+                socket, address = listener.accept()
             except BlockingIOError:
                 self._failing = False  # got to the end of the queue
                 return
@@ -136,7 +154,7 @@ class Acceptor:
                     continue
                 raise
             self._counters.accepted += 1
-            peer = Target(*address[:2]) if isinstance(address, tuple) else "unix socket"
+            peer = _peer(address)
             if full:
                 self._counters.refused_full += 1
                 socket.close()
@@ -157,6 +175,11 @@ class Acceptor:
         if not self._watched and self.again == math.inf:
             self.resume()
 
+    def adopted(self, peer: Target | str) -> None:
+        """A connection that another process has accepted is here now, whatever the caps."""
+        if self._limits.max_per_ip:
+            self._from[_host(peer)] += 1
+
     def reject(self, socket: Socket, peer: Target | str, error: Exception) -> None:
         """Close a connection that was accepted but cannot be watched."""
         self._counters.refused_full += 1
@@ -169,7 +192,8 @@ class Acceptor:
         if not self._closed:
             self._pause(math.inf)
             self._closed = True
-            self._listener.close()
+            for listener in self._listeners:
+                listener.close()
 
     def _admit(self, peer: Target | str) -> bool:
         """Count a newcomer for its address, unless that has too many."""
@@ -198,7 +222,16 @@ class Acceptor:
         self.again = again
         if self._watched:
             self._watched = False
-            self._poller.unregister(self._listener.fileno())
+            for listener in self._listeners:
+                self._poller.unregister(listener.fileno())
+
+
+def _peer(address: Any) -> Target | str:
+    """Who an address is, as ``accept`` gives it."""
+    if not isinstance(address, tuple):
+        return UNIX_PEER
+    # An IPv4 peer of a socket for both is to be the same one that it is elsewhere.
+    return Target(address[0].removeprefix("::ffff:"), address[1])
 
 
 def _host(peer: Target | str) -> str:

@@ -7,7 +7,8 @@ may change ``state``; the loop then acts on the new state.
 
 The rules:
 
-* replies leave in the order of the requests;
+* replies leave in the order of the requests, whoever answers them: the handler
+  here and now, or threads of a pool (``collect`` what they have done);
 * a fault (broken frames, a handler that fails) ends the connection, but the
   replies to the requests before it are sent first;
 * nothing of a fault is told to the peer;
@@ -19,15 +20,17 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
 from nbnet.counters import Counters
 from nbnet.framing import FrameDecoder, FrameError, encode_frame, encode_frames
-from nbnet.handlers import Handler
+from nbnet.handlers import Bound
 from nbnet.limits import Limits
 from nbnet.notation import Target
-from nbnet.states import TRANSITIONS, Event, State
+from nbnet.states import MOVABLE, TRANSITIONS, Event, State
+from nbnet.threads import Job, Pool
 
 log = logging.getLogger("nbnet")
 
@@ -44,6 +47,8 @@ _PORTION: Final = 128
 be over the high-water mark by as many replies. Fewer would slow down pipelining."""
 
 _EMPTY: Final = bytearray()  # shared, so never to be changed
+_NO_LENGTHS: Final[dict[bytes, int]] = {}
+_NO_JOBS: Final[deque[Job]] = deque()  # shared, so never to be changed
 
 
 class Connection:
@@ -55,8 +60,11 @@ class Connection:
         counters: what is counted for all connections together.
         peer: who it is, for the log and for limits.
         now: the time, in the loop's seconds.
+        secure: whether TLS has to be agreed on before requests come.
+        pool: threads that run the handler; without, it runs in ``receive``.
 
     Attributes:
+        handler: what answers a request; may be changed between calls.
         state: what the connection is doing; changed only along the table.
         peer: who it is.
         requests: how many have been answered.
@@ -76,11 +84,13 @@ class Connection:
         "_counters",
         "_decoder",
         "_eof",
-        "_handler",
+        "_jobs",
         "_limits",
         "_moved",
+        "_pool",
         "_stopping",
         "frame_since",
+        "handler",
         "peer",
         "requests",
         "state",
@@ -89,9 +99,18 @@ class Connection:
     )
 
     def __init__(
-        self, handler: Handler, limits: Limits, counters: Counters, peer: Target | str, now: float
+        self,
+        handler: Bound,
+        limits: Limits,
+        counters: Counters,
+        peer: Target | str,
+        now: float,
+        *,
+        secure: bool = False,
+        pool: Pool | None = None,
     ) -> None:
-        self.state = State.READING
+        self.state = State.HANDSHAKING if secure else State.READING
+        self.handler = handler
         self.peer = peer
         self.requests = 0
         # Most connections need neither most of the time: no buffer of their own.
@@ -102,11 +121,12 @@ class Connection:
         self._moved = now  # when output last made progress, or lingering began
         self._eof = False
         self._stopping = False
-        self._handler = handler
         self._limits = limits
         self._counters = counters
+        self._pool = pool
+        self._jobs = _NO_JOBS if pool is None else deque()  # with threads, in order
         self._decoder = FrameDecoder(max_payload=limits.max_frame)
-        self._alone = self._decoder.alone
+        self._alone = self._decoder.alone if pool is None else _NO_LENGTHS
 
     def receive(self, data: bytes, now: float) -> bytes:
         """Take bytes from the peer; give the replies to send, maybe none.
@@ -118,7 +138,7 @@ class Connection:
         if self._alone.get(data[:5]) != len(data) - 5:
             return self._receive_many(data, now)
         self._active = now
-        handler = self._handler  # as a local: Python 3.11 calls it faster
+        handler = self.handler  # as a local: Python 3.11 calls it faster
         try:
             reply = encode_frame(handler(data[5:]))
         except _HANDLER_FAILURES as error:  # it ends this connection alone
@@ -130,6 +150,55 @@ class Connection:
         """Answer the next of the requests that wait; give the replies to send."""
         return self._answer(self.waiting, now)
 
+    def agree(self, now: float) -> None:
+        """TLS is agreed on: requests may come."""
+        self._active = now
+        self._move(Event.AGREED)
+
+    def disagree(self, reason: str) -> None:
+        """TLS cannot be agreed on; the peer has been told why and is to read it."""
+        log.debug("%s: closing, TLS: %s", self.peer, reason)
+        self._move(Event.FAULT)
+
+    def collect(self, now: float) -> bytes:
+        """Threads have done something; give the replies to send, in order, maybe none."""
+        jobs = self._jobs
+        replies: list[bytes] = []
+        while jobs and jobs[0].done:
+            job = jobs.popleft()
+            if job.error is not None:
+                if not isinstance(job.error, _HANDLER_FAILURES):
+                    raise job.error
+                return self._fail(replies, job.error)
+            replies.append(job.reply)
+        try:
+            output = encode_frames(replies)
+        except (TypeError, ValueError) as error:
+            return self._fail(replies, error)
+        self.requests += len(replies)
+        self._give_out(now)
+        return output
+
+    def pack(self) -> tuple[bytes, bytes]:
+        """What another process needs to go on: requests unanswered or begun, replies unsent.
+
+        Only in a ``MOVABLE`` state.
+        """
+        return b"".join(map(encode_frame, self.waiting)) + self._decoder.held, bytes(self.unsent)
+
+    def unpack(self, unread: bytes, unsent: bytes, now: float) -> None:
+        """Go on where the process that packed it has stopped; for a new connection."""
+        self.waiting = self._decode(unread, now) if unread else ()
+        if self.waiting:
+            self._move(Event.MORE)
+        elif self._decoder.error is not None:  # these limits are stricter
+            self._caught_up(now)
+        self.block(unsent, now)
+
+    def move_out(self) -> None:
+        """Another process serves the peer from here on."""
+        self._let_go(Event.MOVED)
+
     def block(self, rest: bytes | memoryview, now: float) -> None:
         """The kernel did not take ``rest`` of the replies just made."""
         if rest:
@@ -139,7 +208,7 @@ class Connection:
                 self.unsent = bytearray(rest)
                 self._moved = now
             self._counters.unsent += len(rest)
-            if self.state is State.READING:
+            if self.state in (State.READING, State.WORKING):
                 self._move(Event.BLOCKED)
             self._check_high()
 
@@ -184,8 +253,10 @@ class Connection:
         unread input would cut off.
         """
         self._stopping = True
-        if self.waiting or self.state in (State.FLUSHING, State.LINGERING, State.CLOSED):
-            return
+        if self.state is State.HANDSHAKING:
+            self.lose("the server stops")
+        if self.waiting or self.state not in MOVABLE:
+            return  # it ends by itself, or once it is caught up
         recently = now - self._active < RECENTLY and (self.requests or self._decoder.offset)
         if self.unsent or (recently and not self._decoder.unfinished):
             self._move(Event.STOP)
@@ -195,10 +266,7 @@ class Connection:
     def lose(self, reason: str) -> None:
         """The connection is gone, or has to go at once."""
         log.debug("%s: %s", self.peer, reason)
-        self._counters.unsent -= len(self.unsent)
-        self.unsent = _EMPTY
-        self.waiting = ()
-        self._move(Event.LOST)
+        self._let_go(Event.LOST)
 
     def linger(self, now: float) -> None:
         """The write side is shut now."""
@@ -211,9 +279,11 @@ class Connection:
             # Unlike the others, this one cannot be switched off.
             linger = min(limits.linger, RECENTLY) if self._stopping else limits.linger
             return self._moved + linger, "linger"
-        if self.unsent:
+        if self.state is State.HANDSHAKING:
+            start, limit, kind = self._active, limits.handshake_timeout, "handshake"
+        elif self.unsent:
             start, limit, kind = self._moved, limits.write_timeout, "write"
-        elif self.waiting:
+        elif self.waiting or self._jobs:
             return math.inf, "turn"  # it is the server's turn, not the peer's
         elif self.frame_since is not None:
             start, limit, kind = self.frame_since, limits.frame_timeout, "frame"
@@ -226,19 +296,27 @@ class Connection:
     # How it goes on inside -------------------------------------------------------
 
     def _receive_many(self, data: bytes, now: float) -> bytes:
+        return self._answer(self._decode(data, now), now)
+
+    def _decode(self, data: bytes, now: float) -> list[bytes]:
         payloads = self._decoder.feed(data)
-        self._alone = self._decoder.alone
+        if self._pool is None:
+            self._alone = self._decoder.alone
         if payloads:
             self._active = now
         if not self._decoder.unfinished:
             self.frame_since = None
         elif payloads or self.frame_since is None:
             self.frame_since = now
-        return self._answer(payloads, now)
+        return payloads
 
     def _answer(self, payloads: Sequence[bytes], now: float) -> bytes:
         """Answer as many requests as one turn allows; the others wait."""
-        handler = self._handler
+        if self._pool is not None:
+            self.waiting = payloads
+            self._give_out(now)
+            return b""
+        handler = self.handler
         done, turn = 0, min(len(payloads), self._limits.frames_per_turn)
         made, output = 0, []
         while done < turn and made <= self._limits.high_water:
@@ -263,6 +341,29 @@ class Connection:
             self._caught_up(now)
         return b"".join(output)
 
+    def _give_out(self, now: float) -> None:
+        """Let threads answer the next of the requests that wait, as many as may be there."""
+        pool, jobs = self._pool, self._jobs
+        assert pool is not None
+        if self.state is State.DELIVERING:
+            if not jobs:
+                self._move(Event.MORE if self.waiting else Event.CAUGHT_UP)
+            return
+        if self.state is State.WRITING and self.waiting:
+            self._move(Event.MORE)
+            return
+        count = min(len(self.waiting), pool.window - len(jobs))
+        for payload in self.waiting[:count]:
+            job = Job(self.handler, payload)
+            jobs.append(job)
+            pool.submit(self, job)
+        self._counters.in_flight += count
+        self.waiting = self.waiting[count:]
+        if jobs and self.state is not State.WORKING:
+            self._move(Event.HANDED_OUT)
+        elif not jobs:
+            self._caught_up(now)
+
     def _caught_up(self, now: float) -> None:
         """Every request read is answered: now act on what came behind them."""
         if self._decoder.error is not None and not self._eof:
@@ -270,7 +371,7 @@ class Connection:
             self._report(self._decoder.error)
             self._move(Event.FAULT)
             return
-        if self.state is State.BUSY:
+        if self.state in (State.BUSY, State.WORKING):
             self._move(Event.CAUGHT_UP)
             self._read_again(now)
         if self._eof:
@@ -283,6 +384,7 @@ class Connection:
         log.error("%s: closing, the handler failed: %s", self.peer, error, exc_info=error)
         self._counters.handler_errors += 1
         self.waiting = ()
+        self._abandon_jobs()
         self._move(Event.FAULT)
         earned: list[bytes] = []
         for reply in replies:
@@ -301,6 +403,9 @@ class Connection:
         elif self.state is State.PAUSED:
             self._move(Event.FLUSHED)
             self._read_again(now)
+        elif self.state is State.DELIVERING:
+            self._move(Event.FLUSHED)
+            self._give_out(now)
         elif self.state is State.WRITING:
             self._move(Event.FLUSHED)
 
@@ -310,9 +415,20 @@ class Connection:
         if self.frame_since is not None:
             self.frame_since = now
 
+    def _let_go(self, event: Event) -> None:
+        self._counters.unsent -= len(self.unsent)
+        self.unsent = _EMPTY
+        self.waiting = ()
+        self._abandon_jobs()
+        self._move(event)
+
+    def _abandon_jobs(self) -> None:
+        for job in self._jobs:
+            job.abandoned = True
+        self._jobs = _NO_JOBS
+
     def _check_high(self) -> None:
         if self.state is State.WRITING and len(self.unsent) > self._limits.high_water:
-            self._counters.paused += 1
             self._move(Event.HIGH)
 
     def _report(self, error: FrameError) -> None:
@@ -324,4 +440,9 @@ class Connection:
         )
 
     def _move(self, event: Event) -> None:
-        self.state = TRANSITIONS[self.state, event]
+        before, self.state = self.state, TRANSITIONS[self.state, event]
+        if self.state is State.PAUSED:
+            self._counters.paused += 1
+            self._counters.paused_now += 1
+        elif before is State.PAUSED:
+            self._counters.paused_now -= 1

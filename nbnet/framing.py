@@ -175,6 +175,11 @@ class FrameDecoder:
         """Bytes held of a frame that is not whole yet."""
         return 0 if self._held is None else len(self._held)
 
+    @property
+    def held(self) -> bytes:
+        """The bytes of a frame that is not whole yet, or of what is no frame."""
+        return b"" if self._held is None else bytes(self._held)
+
     def feed(self, data: bytes) -> list[bytes]:
         """Take the next bytes of the stream; give the payloads now complete.
 

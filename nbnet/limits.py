@@ -33,6 +33,7 @@ class Limits:
         low_water: ... until they fall to this.
         max_output: unsent replies of all connections together; a connection
             that adds to them above this is closed.
+        handshake_timeout: how long it may take to agree on TLS.
         first_byte_timeout: how long a new connection may be silent.
         frame_timeout: how long a request may take from its first byte to its last.
         idle_timeout: how long a connection may be without a request.
@@ -56,6 +57,7 @@ class Limits:
     high_water: int = 256 * 1024
     low_water: int = 64 * 1024
     max_output: int = 256 * 1024 * 1024
+    handshake_timeout: float = 10.0
     first_byte_timeout: float = 60.0
     frame_timeout: float = 10.0
     idle_timeout: float = 300.0
@@ -77,6 +79,7 @@ class Limits:
             "max_connections",
             "max_per_ip",
             "max_output",
+            "handshake_timeout",
             "first_byte_timeout",
             "frame_timeout",
             "idle_timeout",

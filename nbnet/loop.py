@@ -1,8 +1,9 @@
 """The event loop: one thread, any number of connections.
 
-It touches the outside only through what it is given: a listener and the
-sockets that it accepts, a poller, a clock and a wake-up. A simulation can
-replace all four and run this code as it stands.
+It touches the outside only through what it is given: listeners and the sockets
+that they accept, a poller, a clock and a wake-up; where asked for, something
+that wraps sockets in TLS and a pool of threads. A simulation can replace them
+all and run this code as it stands.
 
 The rules:
 
@@ -14,8 +15,10 @@ The rules:
 * an event is a hint: every call may say "not yet", and an event for a
   descriptor that is gone is dropped;
 * one read a connection a turn; who may have more to do without a further event
-  (edge-triggered input, requests that wait) is in the ready queue and has its
-  next turn after everybody else.
+  (edge-triggered or decrypted input, requests that wait) is in the ready queue
+  and has its next turn after everybody else;
+* what a connection needs of the poller follows from its state, and is asked for
+  when it is more; it is taken back only when an event shows that it costs.
 
 How it reads: ``run`` turns the wheel, ``_turn`` is one batch of events and
 holds the fast path, ``_settle`` acts on a connection's new state.
@@ -25,19 +28,20 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 from nbnet.acceptor import Acceptor, Listener, Socket
 from nbnet.connection import Connection
 from nbnet.counters import Counters
 from nbnet.deadlines import Deadlines
-from nbnet.handlers import Handler
+from nbnet.handlers import Bound, Context, Handler, bind, takes_context
 from nbnet.limits import Limits
 from nbnet.notation import Target
 from nbnet.pollers import EDGE, ERROR, READ, WRITE, DescriptorError, Poller
-from nbnet.states import INTEREST, State
+from nbnet.states import INTEREST, MOVABLE, READS, State
+from nbnet.threads import Pool
 
 log = logging.getLogger("nbnet")
 
@@ -50,6 +54,14 @@ LAST_READS: Final = 16
 """Reads at most of a connection when the server stops."""
 MAX_EVENTS: Final = 4096
 """Events taken in one batch; epoll's own default would stop at 1,023."""
+
+HANDSHAKES_PER_TURN: Final = 8
+"""Steps of TLS handshakes in one turn: each may cost a millisecond, and there
+are others to serve."""
+SAMPLED: Final = 64
+"""One turn in so many measures how long the handler takes, on its first request."""
+PUBLISH_EVERY: Final = 0.5
+"""Seconds between what is counted and when it is published, at most."""
 
 LONGEST_WAIT: Final = 60.0
 """Seconds after which the poller returns even if nothing is due."""
@@ -66,44 +78,70 @@ class WakeUp(Protocol):
     def fileno(self) -> int: ...
 
 
+class SecureSocket(Socket, Protocol):
+    """What the loop needs of a socket that speaks TLS besides.
+
+    ``recv`` and ``send`` raise ``BlockingIOError`` as a plain one's do. ``wants``
+    is then the event that TLS waits for where that is not the natural one, and 0
+    otherwise; so it is while the handshake waits.
+    """
+
+    wants: int
+
+    def handshake(self) -> bool:
+        """Go on with the handshake; whether it is done."""
+
+    def peer_name(self) -> str | None:
+        """The name in the peer's certificate."""
+
+
 class Channel(Connection):
     """A connection with its socket, as the loop keeps it.
 
     ``settled`` is the state that the loop has acted on last, ``read_size`` what
-    it asks for in a read, ``tick`` where its deadline is parked.
+    it asks for in a read, ``tick`` where its deadline is parked, ``watched`` the
+    events that the poller reports (0: it is not registered), ``wants`` what TLS
+    waits for in place of what the state does (0: nothing).
     """
 
-    __slots__ = ("fd", "read_size", "settled", "socket", "tick")
+    __slots__ = ("fd", "read_size", "settled", "socket", "tick", "wants", "watched")
 
     def __init__(
         self,
         socket: Socket,
         peer: Target | str,
         *,
-        handler: Handler,
+        handler: Bound,
         limits: Limits,
         counters: Counters,
         now: float,
+        secure: bool,
+        pool: Pool | None,
     ) -> None:
-        super().__init__(handler, limits, counters, peer, now)
+        super().__init__(handler, limits, counters, peer, now, secure=secure, pool=pool)
         self.socket = socket
         self.fd = socket.fileno()
         self.read_size = FIRST_READ_SIZE
         self.settled = self.state
         self.tick: int | None = None
+        self.watched = 0
+        self.wants = 0
 
 
 class Loop:
-    """Serves the connections of one listener.
+    """Serves the connections of listeners.
 
     Args:
-        listener: a listening socket, non-blocking; the loop closes it.
-        handler: what answers a request.
+        listeners: listening sockets, non-blocking; the loop closes them.
+        handler: what answers a request, with the context if it takes one.
         poller: what waits for events; the loop does not close it.
         clock: monotonic seconds.
         wake_up: what makes the poller return; the loop does not close it.
         limits: the bounds to keep.
         edge: whether to ask the poller for edge-triggered events.
+        secure: wraps an accepted socket in TLS; without, connections are plain.
+        pool: threads for a handler that blocks; its ``on_done`` sets the wake-up.
+        publish: called now and then with what has been counted.
 
     Attributes:
         counters: what has been counted so far, but for the requests answered on
@@ -112,7 +150,7 @@ class Loop:
 
     def __init__(
         self,
-        listener: Listener,
+        listeners: Sequence[Listener],
         handler: Handler,
         *,
         poller: Poller,
@@ -120,23 +158,38 @@ class Loop:
         wake_up: WakeUp,
         limits: Limits,
         edge: bool = False,
+        secure: Callable[[Any], SecureSocket] | None = None,
+        pool: Pool | None = None,
+        publish: Callable[[Counters], None] | None = None,
     ) -> None:
         self.counters = Counters()
         self._handler = handler
+        self._takes_context = takes_context(handler)
         self._poller = poller
         self._clock = clock
         self._wake_up = wake_up
         self._limits = limits
         self._trigger = EDGE if edge else 0
+        self._secure = secure
+        self._pool = pool
+        self._publish = publish
+        # Whether there may be more to read than a further event would tell of.
+        self._read_on = edge or secure is not None
         self._acceptor = Acceptor(
-            listener, poller=poller, clock=clock, limits=limits, counters=self.counters
+            listeners, poller=poller, clock=clock, limits=limits, counters=self.counters
         )
         self._channels: dict[int, Channel] = {}
         self._ended: list[Channel] = []  # to be closed after the batch
         self._ready: dict[Channel, None] = {}  # in order; has work without an event
+        self._callbacks: dict[int, Callable[[], object]] = {wake_up.fileno(): wake_up.clear}
+        self._each_turn: Callable[[], bool] | None = None
+        self._hurry = False  # whether that has more to do without an event
         self._deadlines: Deadlines[Channel] = Deadlines()
         self._now = 0.0  # read once a batch
         self._look_at = 0.0  # when deadlines are looked at; nothing is due before
+        self._turns = 0
+        self._shaken = 0  # steps of handshakes in this turn
+        self._publish_at = math.inf
         self._stops_asked = 0
         self._give_up = math.inf  # when a stopping loop closes what is left
 
@@ -158,6 +211,16 @@ class Loop:
         self._stops_asked += 1
         self._wake_up.set()
 
+    def watch(self, fd: int, mask: int, callback: Callable[[], object]) -> None:
+        """Call back after a batch with an event of the mask; from the loop's thread."""
+        self._poller.register(fd, mask)
+        self._callbacks[fd] = callback
+
+    def unwatch(self, fd: int) -> None:
+        """Undo ``watch``."""
+        del self._callbacks[fd]
+        self._poller.unregister(fd)
+
     def run(self) -> None:
         """Serve until ``stop``, then until every connection has ended well.
 
@@ -170,10 +233,14 @@ class Loop:
             self._acceptor.resume()
             self._now = clock()
             while self._give_up == math.inf or self._channels:
-                timeout = 0 if self._ready else self._look_at - self._now
+                hurry = self._ready or self._hurry
+                timeout = 0 if hurry else self._look_at - self._now
                 events = poll(max(0, timeout), MAX_EVENTS)
                 self._now = clock()
                 self._turn(events)
+                if self._each_turn is not None:
+                    self._hurry = self._each_turn()
+                    self._close_ended()
                 if self._now >= self._look_at:
                     self._keep_deadlines()
                 if self._stops_asked:
@@ -187,17 +254,24 @@ class Loop:
         """Deal with one batch of events."""
         channels, now = self._channels, self._now
         reading = State.READING
-        edge = self._trigger
+        read_on = self._read_on
+        received = sent_bytes = 0
         accept = False
+        calls: list[Callable[[], object]] = []
+        self._turns += 1
+        self._shaken = 0
         if self._ready:
             self._resume_ready()
+        if not self._turns % SAMPLED:
+            self._sample(events)
         for fd, mask in events:
             channel = channels.get(fd)
             if channel is None:
-                if fd == self._wake_up.fileno():
-                    self._wake_up.clear()
-                else:
+                callback = self._callbacks.get(fd)
+                if callback is None:
                     accept = True  # last: see the rules
+                else:
+                    calls.append(callback)
                 continue
             if mask != READ or channel.state is not reading:
                 self._handle(channel, mask)
@@ -207,13 +281,16 @@ class Loop:
             try:
                 data = socket.recv(channel.read_size)
             except BlockingIOError:
+                self._ask_for_tls(channel)
                 continue
             except OSError as error:
                 self._lose(channel, error)
                 continue
-            if not data:
+            size = len(data)
+            if not size:
                 self._receive_eof(channel)
                 continue
+            received += size
             replies = channel.receive(data, now)
             if channel.state is not reading:
                 channel.block(replies, now)
@@ -226,40 +303,131 @@ class Loop:
             except OSError as error:
                 self._lose(channel, error)
                 continue
+            sent_bytes += sent
             if sent != len(replies):
                 channel.block(memoryview(replies)[sent:], now)
                 self._settle(channel)
             elif channel.frame_since is not None:
                 self._watch(channel)
-            if len(data) == channel.read_size:  # a shorter read has taken all there was
+            if size == channel.read_size:  # a shorter read has taken all there was
                 channel.read_size = READ_SIZE
-                if edge:
+                if read_on:
                     self._ready[channel] = None
+        counters = self.counters
+        counters.received_bytes += received
+        counters.sent_bytes += sent_bytes
+        for callback in calls:
+            callback()
+        if self._pool is not None:
+            self._collect(self._pool)
         if self._ended:
             self._close_ended()
         if accept:
             self._accept()
+        if self._publish is not None and self._publish_at == math.inf:
+            self._publish_at = now + PUBLISH_EVERY
+            self._look_by(self._publish_at)
 
     # Everything that is not common -------------------------------------------
 
     def _handle(self, channel: Channel, mask: int) -> None:
         """Deal with an event that the fast path does not cover."""
         state = channel.state
+        if state is State.HANDSHAKING:
+            self._shake(channel)
+            return
         interest = INTEREST[state]
+        if not interest:
+            if channel.watched and state is not State.CLOSED:
+                # Nothing can be done before the threads have, and this event
+                # would come again and again; an error cannot even be masked.
+                self._poller.unregister(channel.fd)
+                channel.watched = 0
+            return
         if mask & ERROR:
             # A failed or reset socket says why in the call that the state waits
             # for, after what can still be read.
             mask |= interest
+        if channel.wants:
+            channel.wants = 0
+            mask = READ | WRITE  # whatever it was that TLS could not go on with
         if mask & interest & WRITE:
             self._flush(channel)
-        if mask & interest & READ and channel.state is state is not State.BUSY:
+        if mask & interest & READ and channel.state is state and state in READS:
             self._read(channel)
+        self._ask(channel)
+
+    def _shake(self, channel: Channel) -> None:
+        """Go on with a TLS handshake, or have it wait for its turn."""
+        if self._shaken >= HANDSHAKES_PER_TURN:
+            self._ready[channel] = None
+            return
+        self._shaken += 1
+        socket = cast(SecureSocket, channel.socket)
+        try:
+            if not socket.handshake():
+                channel.wants = socket.wants
+                self._ask(channel)
+                return
+        except OSError as error:
+            self.counters.handshake_failures += 1
+            channel.wants = 0
+            channel.disagree(error.strerror or str(error))
+            self._settle(channel)
+            return
+        self.counters.tls_handshakes += 1
+        channel.wants = 0
+        channel.handler = self._bound(Context(channel.peer, socket.peer_name()))
+        channel.agree(self._now)
+        self._settle(channel)
+
+    def _bound(self, context: Context) -> Bound:
+        if self._takes_context:
+            return bind(self._handler, context)
+        return cast(Bound, self._handler)
+
+    def _sample(self, events: list[tuple[int, int]]) -> None:
+        """Have the first that can be read, and measure how long the handler takes."""
+        clock, observe = self._clock, self.counters.observe_handler
+        for fd, mask in events:
+            channel = self._channels.get(fd)
+            if channel is None or mask != READ or channel.state is not State.READING:
+                continue
+            handler = channel.handler
+
+            def timed(payload: bytes, handler: Bound = handler) -> bytes:
+                started = clock()
+                try:
+                    return handler(payload)
+                finally:
+                    observe(int((clock() - started) * 1e9))
+
+            channel.handler = timed
+            self._read(channel)
+            channel.handler = handler
+            return
+
+    def _collect(self, pool: Pool) -> None:
+        """Send what threads have done since the last turn."""
+        counters = self.counters
+        owners: dict[Channel, None] = {}
+        for owner, job in pool.take_done():
+            job.done = True
+            counters.in_flight -= 1
+            if not job.abandoned:
+                counters.observe_handler(job.nanoseconds)
+                owners[cast(Channel, owner)] = None
+        for channel in owners:
+            if channel.state in (State.WORKING, State.DELIVERING):
+                channel.block(channel.collect(self._now), self._now)
+                self._flush(channel)
 
     def _read(self, channel: Channel) -> bool:
         """Read once; say whether anything came."""
         try:
             data = channel.socket.recv(channel.read_size)
         except BlockingIOError:
+            self._ask_for_tls(channel)
             return False
         except OSError as error:
             self._lose(channel, error)
@@ -267,11 +435,12 @@ class Loop:
         if not data:
             self._receive_eof(channel)
             return False
+        self.counters.received_bytes += len(data)
         channel.read_size = READ_SIZE
         if channel.state is not State.LINGERING:
             channel.block(channel.receive(data, self._now), self._now)
             self._flush(channel)
-        if self._trigger:
+        if self._read_on:
             self._ready[channel] = None  # until a read says that nothing is left
         return True
 
@@ -286,9 +455,11 @@ class Loop:
             if channel.state is State.BUSY:
                 channel.block(channel.resume(self._now), self._now)
                 self._flush(channel)
-                if self._trigger or channel.state is State.BUSY:
+                if channel.state is State.BUSY:
                     self._ready[channel] = None
-            elif INTEREST[channel.state] & READ:
+            elif channel.state is State.HANDSHAKING:
+                self._shake(channel)
+            elif channel.state in READS:
                 self._read(channel)
 
     def _flush(self, channel: Channel) -> None:
@@ -296,10 +467,12 @@ class Loop:
         try:
             sent = channel.socket.send(channel.unsent) if channel.unsent else 0
         except BlockingIOError:
+            self._ask_for_tls(channel)
             sent = 0
         except OSError as error:
             self._lose(channel, error)
             return
+        self.counters.sent_bytes += sent
         channel.take(sent, self._now)
         self._settle(channel)
 
@@ -321,8 +494,9 @@ class Loop:
             if state is State.CLOSED:
                 self._ended.append(channel)
                 return
-            if INTEREST[state] != INTEREST[before]:
-                self._poller.modify(channel.fd, INTEREST[state] | self._trigger)
+            self._ask(channel)
+            if self._read_on and state in READS and before not in READS:
+                self._ready[channel] = None
             if state is State.BUSY:
                 self._ready[channel] = None
             elif state is State.LINGERING:
@@ -334,6 +508,23 @@ class Loop:
                     return
         self._watch(channel)
 
+    def _ask(self, channel: Channel) -> None:
+        """Have the poller report what the connection waits for."""
+        mask = channel.wants or INTEREST[channel.state]
+        if mask in (0, channel.watched):
+            return
+        if channel.watched:
+            self._poller.modify(channel.fd, mask | self._trigger)
+        else:
+            self._poller.register(channel.fd, mask | self._trigger)
+        channel.watched = mask
+
+    def _ask_for_tls(self, channel: Channel) -> None:
+        """The socket said "not yet"; under TLS that may be for want of another event."""
+        if self._secure is not None:
+            channel.wants = cast(SecureSocket, channel.socket).wants
+            self._ask(channel)
+
     def _close_ended(self) -> None:
         # One by one off the list: should a signal interrupt this, it can go on.
         while self._ended:
@@ -342,31 +533,100 @@ class Loop:
                 continue
             self._ready.pop(channel, None)
             self._deadlines.forget(channel)
-            self._poller.unregister(channel.fd)
+            if channel.watched:
+                self._poller.unregister(channel.fd)
             channel.socket.close()
             self.counters.connections -= 1
             self.counters.requests += channel.requests
             self._acceptor.released(channel.peer)
 
     def _accept(self) -> None:
-        for socket, peer in self._acceptor.accept():
-            channel = Channel(
-                socket,
-                peer,
-                handler=self._handler,
-                limits=self._limits,
-                counters=self.counters,
-                now=self._now,
-            )
+        for plain, peer in self._acceptor.accept():
+            socket = plain
             try:
-                self._poller.register(channel.fd, READ | self._trigger)
+                if self._secure is not None:
+                    socket = self._secure(plain)
+                self._open(socket, peer)
             except (DescriptorError, OSError) as error:  # the kernel may be out of memory
                 self._acceptor.reject(socket, peer, error)
-                continue
-            self._channels[channel.fd] = channel
-            self.counters.connections += 1
-            self._watch(channel)
         self._look_by(self._acceptor.again)
+
+    def _open(self, socket: Socket, peer: Target | str) -> Channel:
+        """Serve a socket from here on.
+
+        Raises:
+            DescriptorError: the poller cannot watch it.
+            OSError: the kernel cannot.
+        """
+        channel = Channel(
+            socket,
+            peer,
+            handler=self._bound(Context(peer)),
+            limits=self._limits,
+            counters=self.counters,
+            now=self._now,
+            secure=self._secure is not None,
+            pool=self._pool,
+        )
+        self._ask(channel)
+        self._channels[channel.fd] = channel
+        self.counters.connections += 1
+        self._watch(channel)
+        return channel
+
+    # Moving to another process and in from one -----------------------------------
+
+    def hold_accepting(self, held: bool) -> None:
+        """Leave newcomers to the other process that has the listeners, or take them again."""
+        self._acceptor.hold(held)
+
+    def each_turn(self, action: Callable[[], bool] | None) -> None:
+        """Have something done after every turn; it says whether to go on without waiting."""
+        self._each_turn = action
+        self._hurry = action is not None
+
+    def movable(self) -> Iterator[Channel]:
+        """The connections that another process can take over now."""
+        if self._secure is None:  # else what was agreed on is inside of OpenSSL
+            for channel in self._channels.values():
+                if channel.state in MOVABLE:
+                    yield channel
+
+    def will_be_movable(self) -> bool:
+        """Whether threads still work for a connection that can be taken over after that."""
+        return self._secure is None and any(
+            channel.state in (State.WORKING, State.DELIVERING)
+            for channel in self._channels.values()
+        )
+
+    def move_out(self, channel: Channel) -> None:
+        """Let go of a connection that another process has taken over."""
+        self.counters.handed_over += 1
+        channel.move_out()
+        self._settle(channel)
+
+    def adopt(
+        self, socket: Socket, peer: Target | str, *, requests: int, unread: bytes, unsent: bytes
+    ) -> None:
+        """Go on with a connection that another process has served.
+
+        Args:
+            socket: its socket, non-blocking.
+            peer: who it is.
+            requests: how many were answered there.
+            unread, unsent: what ``Connection.pack`` gave there.
+        """
+        self._acceptor.adopted(peer)
+        try:
+            channel = self._open(socket, peer)
+        except (DescriptorError, OSError) as error:
+            self._acceptor.reject(socket, peer, error)
+            return
+        self.counters.adopted += 1
+        self.counters.requests -= requests  # counted there, and again when it ends
+        channel.requests = requests
+        channel.unpack(unread, unsent, self._now)
+        self._flush(channel)
 
     # Time and the end ------------------------------------------------------------
 
@@ -397,11 +657,18 @@ class Loop:
             self._settle(channel)
         if now >= self._acceptor.again:
             self._acceptor.resume()
+        if self._publish is not None and now >= self._publish_at:
+            self._publish_at = math.inf
+            self._publish(self.count())
         if now >= self._give_up:
             self._lose_all("still open when the server had to stop")
         self._close_ended()
         self._look_at = min(
-            self._deadlines.next_due, self._acceptor.again, self._give_up, now + LONGEST_WAIT
+            self._deadlines.next_due,
+            self._acceptor.again,
+            self._publish_at,
+            self._give_up,
+            now + LONGEST_WAIT,
         )
 
     def _drain(self) -> None:
@@ -432,4 +699,8 @@ class Loop:
         self._acceptor.close()
         self._lose_all("the server ended")
         self._close_ended()
-        self._poller.unregister(self._wake_up.fileno())
+        for fd in self._callbacks:
+            self._poller.unregister(fd)
+        self._callbacks.clear()
+        if self._publish is not None:
+            self._publish(self.count())

@@ -14,12 +14,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from nbnet.connection import Connection
 from nbnet.counters import Counters
 from nbnet.framing import MAX_PAYLOAD, encode_frame
-from nbnet.handlers import Handler, reverse
+from nbnet.handlers import Bound, reverse
 from nbnet.limits import Limits
-from nbnet.states import TRANSITIONS, State
+from nbnet.states import MOVABLE, TRANSITIONS, State
 
 
-def connection(handler: Handler = reverse, limits: Limits | None = None) -> Connection:
+def connection(handler: Bound = reverse, limits: Limits | None = None) -> Connection:
     return Connection(handler, limits or Limits(), Counters(), "peer", 0.0)
 
 
@@ -57,7 +57,7 @@ def fail_on_bad(payload: bytes) -> bytes:
 )
 @pytest.mark.parametrize("before", [b"", b"00002ok", b"00002ok00001k"])
 def test_a_request_without_a_fit_reply_ends_the_connection_after_the_replies_before_it(
-    handler: Handler, why: str, before: bytes, caplog: pytest.LogCaptureFixture
+    handler: Bound, why: str, before: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     served = connection(handler)
     assert served.receive(before + b"00003bad" + before, 1.0) == before
@@ -176,6 +176,17 @@ class Peer(RuleBasedStateMachine):
     @rule(room=st.integers(0, 80))
     def eof(self, room: int) -> None:
         self.served.receive_eof()
+        self.take(room)
+
+    @precondition(lambda self: self.served.state in MOVABLE)
+    @rule(room=st.integers(0, 80))
+    def move_to_another_process(self, room: int) -> None:
+        unread, unsent = self.served.pack()
+        before, self.served = self.served, connection(limits=self.served._limits)
+        before.move_out()
+        assert before.state is State.CLOSED
+        assert before._counters.unsent == 0
+        self.served.unpack(unread, unsent, 1.0)
         self.take(room)
 
     @rule()

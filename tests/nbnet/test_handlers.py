@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
-from nbnet.handlers import load_handler, reverse
+from nbnet.handlers import Bound, Context, Handler, bind, load_handler, reverse, takes_context
 
 
 def test_the_default_handler_reverses() -> None:
@@ -22,7 +24,8 @@ def test_a_handler_is_found_in_the_current_directory(
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", [str(tmp_path / "elsewhere")])
-    assert load_handler("handlers_of_a_user:Answers.upper")(b"abc") == b"ABC"
+    upper = cast(Bound, load_handler("handlers_of_a_user:Answers.upper"))
+    assert upper(b"abc") == b"ABC"
 
 
 @pytest.mark.parametrize(
@@ -57,3 +60,42 @@ def test_a_module_that_fails_to_import_is_a_bad_name(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=f"cannot import broken_handlers{number}: {reason}$"):
         load_handler(f"broken_handlers{number}:f")
+
+
+class Answers:
+    def __call__(self, payload: bytes, context: Context) -> bytes:
+        return payload + str(context.peer).encode()
+
+    def method(self, payload: bytes) -> bytes:
+        return payload
+
+
+def with_default(payload: bytes, encoding: str = "utf-8") -> bytes:
+    return payload.decode(encoding).encode()
+
+
+def keyword_only(payload: bytes, *, context: Context | None = None) -> bytes:
+    return payload + str(context).encode()
+
+
+@pytest.mark.parametrize(
+    ("handler", "takes"),
+    [
+        (reverse, False),
+        (bytes.upper, False),
+        (operator.itemgetter(0), False),
+        (Answers().method, False),
+        (with_default, False),
+        (keyword_only, False),
+        (lambda *arguments: arguments[0], False),
+        (Answers(), True),
+        (lambda payload, context: payload, True),  # noqa: ARG005
+    ],
+)
+def test_who_declares_a_second_parameter_gets_the_context(handler: Any, takes: bool) -> None:
+    assert takes_context(handler) is takes
+
+
+def test_a_bound_handler_passes_the_context_on() -> None:
+    handler: Handler = Answers()
+    assert bind(handler, Context("somebody"))(b"for ") == b"for somebody"

@@ -30,7 +30,7 @@ class Kernel(kernel_in_memory.Kernel):
 
     def loop(self, handler: Handler = reverse, **limits: float) -> Loop:
         return Loop(
-            self.listener,
+            [self.listener],
             handler,
             poller=self,
             clock=self.clock,

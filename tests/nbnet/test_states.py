@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from nbnet.states import INTEREST, TRANSITIONS, Event, State
+from nbnet.pollers import READ
+from nbnet.states import INTEREST, MOVABLE, READS, TRANSITIONS, Event, State
 
 
 def reachable(start: State) -> set[State]:
@@ -16,7 +17,8 @@ def reachable(start: State) -> set[State]:
 
 
 def test_every_state_is_reached_and_leads_to_the_end() -> None:
-    assert reachable(State.READING) == set(State)
+    assert reachable(State.HANDSHAKING) == set(State)
+    assert reachable(State.READING) == set(State) - {State.HANDSHAKING}
     assert all(State.CLOSED in reachable(state) for state in State)
 
 
@@ -32,4 +34,13 @@ def test_every_open_state_can_lose_its_connection() -> None:
 def test_every_event_is_used_and_every_state_has_an_interest() -> None:
     assert {event for _, event in TRANSITIONS} == set(Event)
     assert set(INTEREST) == set(State)
-    assert all(INTEREST[state] for state in set(State) - {State.CLOSED})
+    # Where nothing is waited for, somebody else has the next word.
+    assert {state for state in State if not INTEREST[state]} == {State.WORKING, State.CLOSED}
+
+
+def test_what_is_read_is_asked_for() -> None:
+    assert all(INTEREST[state] & READ for state in READS)
+
+
+def test_every_connection_that_can_move_leaves_its_process_at_once() -> None:
+    assert {before for before, event in TRANSITIONS if event is Event.MOVED} == MOVABLE

@@ -253,3 +253,55 @@ class Kernel:
                 assert timeout >= 0, "the loop waits for ever and nothing is left to happen"
                 self.now += timeout
                 waited = True
+
+
+class FakeTlsSocket(FakeSocket):
+    """A socket that speaks TLS, as far as the loop can tell.
+
+    A read from the kernel takes a whole record (an item of ``inbox``) and gives
+    as much of it as was asked for; of the rest no poller knows. ``script`` is
+    what calls meet in turn before they go through: for ``handshake``, ``recv``
+    and ``send`` the event that TLS wants, or an error.
+    """
+
+    def __init__(self, kernel: Kernel) -> None:
+        super().__init__(kernel)
+        self.wants = 0
+        self.hidden = b""
+        self.script: dict[str, deque[int | OSError]] = {
+            "handshake": deque(),
+            "recv": deque(),
+            "send": deque(),
+        }
+        self.steps = 0  # of the handshake
+
+    def _play(self, call: str, natural: int) -> None:
+        if self.script[call]:
+            item = self.script[call].popleft()
+            if isinstance(item, OSError):
+                raise item
+            self.wants = item if item != natural else 0
+            raise BlockingIOError(errno.EAGAIN, "")
+        self.wants = 0
+
+    def handshake(self) -> bool:
+        self.steps += 1
+        try:
+            self._play("handshake", 0)
+        except BlockingIOError:
+            return False
+        return True
+
+    def peer_name(self) -> str | None:
+        return "a name"
+
+    def recv(self, size: int, /) -> bytes:
+        self._play("recv", READ)
+        if not self.hidden:
+            self.hidden = super().recv(1 << 20)
+        data, self.hidden = self.hidden[:size], self.hidden[size:]
+        return data
+
+    def send(self, data: bytes | bytearray | memoryview, /) -> int:
+        self._play("send", WRITE)
+        return super().send(data)

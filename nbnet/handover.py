@@ -1,0 +1,196 @@
+"""Live connections on their way from one server process to another.
+
+They travel over a unix stream, a record each: a header of three lengths, who
+the peer is as JSON, the bytes that were read and not answered, and the replies
+not sent. The socket itself goes along with the first byte (``SCM_RIGHTS``), so
+records and sockets come out in the same order.
+
+The rules:
+
+* a connection is with one process at a time: the old one has stopped reading
+  and writing before the record is made, and closes its descriptor once the
+  kernel has it;
+* both processes go on serving: a few connections move each turn;
+* if the new process is gone before all have moved, the old one goes on with
+  what it still has, newcomers included.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import struct
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from nbnet.loop import Loop
+from nbnet.notation import Target
+from nbnet.pollers import READ, WRITE
+
+log = logging.getLogger("nbnet")
+
+MOVES_PER_TURN: Final = 64
+"""Connections that move in one turn: some milliseconds for everybody else."""
+_HEADER: Final = struct.Struct("=III")  # lengths of the JSON, unread, unsent
+_READ_SIZE: Final = 256 * 1024
+
+
+def pack_record(peer: Target | str, requests: int, unread: bytes, unsent: bytes) -> bytes:
+    """One connection as bytes, but for its socket.
+
+    Args:
+        peer: who it is.
+        requests: how many were answered.
+        unread, unsent: what ``Connection.pack`` gives.
+
+    >>> pack_record("somebody", 2, b"00003a", b"")[-6:]
+    b'00003a'
+    """
+    about = json.dumps({"peer": peer, "requests": requests}).encode()
+    return _HEADER.pack(len(about), len(unread), len(unsent)) + about + unread + unsent
+
+
+class Records:
+    """Cuts a stream into the records that ``pack_record`` made.
+
+    >>> records = Records()
+    >>> records.feed(pack_record(Target("::1", 80), 2, b"00003a", b"00001b"))
+    [(Target(host='::1', port=80), 2, b'00003a', b'00001b')]
+    """
+
+    def __init__(self) -> None:
+        self._held = bytearray()
+
+    def feed(self, data: bytes) -> list[tuple[Target | str, int, bytes, bytes]]:
+        """Take the next bytes; give the records now complete."""
+        held = self._held
+        held += data
+        records = []
+        while len(held) >= _HEADER.size:
+            start = _HEADER.size
+            ends = []
+            for length in _HEADER.unpack_from(held):
+                start += length
+                ends.append(start)
+            if len(held) < start:
+                break
+            about = json.loads(held[_HEADER.size : ends[0]])
+            peer = about["peer"]
+            records.append(
+                (
+                    peer if isinstance(peer, str) else Target(*peer),
+                    int(about["requests"]),
+                    bytes(held[ends[0] : ends[1]]),
+                    bytes(held[ends[1] : ends[2]]),
+                )
+            )
+            del held[:start]
+        return records
+
+
+class Departure:
+    """Moves a loop's connections out, from when it is made until none is left that can move.
+
+    Those that threads work on move when they are caught up; those that speak TLS
+    or are ending stay.
+
+    Args:
+        loop: the loop that has them; from its thread.
+        link: a connected unix stream; closed at the end.
+        on_end: called at the end; with False if the other process went away.
+    """
+
+    def __init__(self, loop: Loop, link: socket.socket, on_end: Callable[[bool], None]) -> None:
+        link.setblocking(False)
+        self._loop = loop
+        self._link = link
+        self._on_end = on_end
+        self._rest = b""  # of a record that the kernel took in part
+        self._blocked = False
+        loop.hold_accepting(True)
+        loop.each_turn(self._move_some)
+
+    def _move_some(self) -> bool:
+        if self._blocked:
+            return False
+        loop, moved = self._loop, 0
+        try:
+            if self._rest:
+                self._rest = self._rest[self._link.send(self._rest) :]
+            while not self._rest and moved < MOVES_PER_TURN:
+                channel = next(loop.movable(), None)
+                if channel is None:
+                    break
+                record = pack_record(channel.peer, channel.requests, *channel.pack())
+                sent = socket.send_fds(self._link, [record], [channel.fd])
+                loop.move_out(channel)
+                moved += 1
+                self._rest = record[sent:]
+        except BlockingIOError:
+            self._blocked = True
+            loop.watch(self._link.fileno(), WRITE, self._unblock)
+            return False
+        except OSError as error:
+            log.warning("the connections stay: who was to take them: %s", error.strerror)
+            self._end(False)
+            return False
+        if self._rest or next(loop.movable(), None) is not None:
+            return True
+        if not loop.will_be_movable():
+            self._end(True)
+        return False
+
+    def _unblock(self) -> None:
+        self._blocked = False
+        self._loop.unwatch(self._link.fileno())
+
+    def _end(self, well: bool) -> None:
+        self._loop.each_turn(None)
+        self._link.close()
+        if not well:
+            self._loop.hold_accepting(False)
+        self._on_end(well)
+
+
+class Arrival:
+    """Takes connections in, from when it is made until the other process has no more.
+
+    Args:
+        loop: the loop that is to have them; from its thread.
+        link: a connected unix stream; closed at the end.
+    """
+
+    def __init__(self, loop: Loop, link: socket.socket) -> None:
+        link.setblocking(False)
+        self._loop = loop
+        self._link = link
+        self._records = Records()
+        self._descriptors: deque[int | None] = deque()
+        loop.watch(link.fileno(), READ, self._receive)
+
+    def _receive(self) -> None:
+        try:
+            data, descriptors, flags, _ = socket.recv_fds(
+                self._link, _READ_SIZE, MOVES_PER_TURN, socket.MSG_CMSG_CLOEXEC
+            )
+        except BlockingIOError:
+            return
+        except OSError:  # the other process died; what it had is gone with it
+            data, descriptors, flags = b"", [], 0
+        self._descriptors.extend(descriptors)
+        if flags & socket.MSG_CTRUNC:
+            # One came, and this process may not have so many: the place is kept.
+            self._descriptors.append(None)
+        for peer, requests, unread, unsent in self._records.feed(data):
+            descriptor = self._descriptors.popleft()
+            if descriptor is None:
+                log.error("%s: lost on its way here, too many open files", peer)
+                continue
+            connection = socket.socket(fileno=descriptor)
+            connection.setblocking(False)
+            self._loop.adopt(connection, peer, requests=requests, unread=unread, unsent=unsent)
+        if not data:
+            self._loop.unwatch(self._link.fileno())
+            self._link.close()
