@@ -9,14 +9,12 @@ started it ends, and so when its parent dies, however that happens.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import signal
 import subprocess
 import sys
 from typing import IO, Final
 
-_PR_SET_PDEATHSIG: Final = 1  # prctl(2)
+from nbnet import machine
 
 STOP_SECONDS: Final = 3.0
 """How long a child may take to end by itself before it is killed."""
@@ -55,9 +53,6 @@ def _close(pipe: IO[bytes]) -> None:
 def die_with_parent() -> None:
     """Called by a child first of all: be killed when the parent ends.
 
-    A parent that ended even before is noticed by its number, which ``start``
-    passes as the first argument.
+    ``start`` passes the parent's number as the first argument.
     """
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(sys.argv[1]):
-        os._exit(1)
+    machine.die_with_parent(int(sys.argv[1]))

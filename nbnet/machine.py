@@ -1,8 +1,10 @@
-"""What this machine and this process allow: open files, names of hosts."""
+"""What this machine and this process allow: open files, names of hosts, an end."""
 
 from __future__ import annotations
 
+import os
 import resource
+import signal
 import socket
 from typing import Any, Final, NamedTuple
 
@@ -54,3 +56,31 @@ def look_up(target: Target, *, passive: bool = False) -> list[Address]:
     except UnicodeError as error:  # a label that is empty or too long
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known") from error
     return [Address(family, sockaddr) for family, _, _, _, sockaddr in found]
+
+
+_PR_SET_PDEATHSIG: Final = 1  # prctl(2)
+
+
+def die_with_parent(parent: int) -> None:
+    """Be killed when the thread that started this process ends, and so when its process does.
+
+    To be called first of all; a parent that ended even before is noticed by its
+    number, and then this process ends here.
+
+    Args:
+        parent: the process number of the parent.
+    """
+    import ctypes
+
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def usable_cores() -> int:
+    """How many processors this process may run on.
+
+    >>> usable_cores() >= 1
+    True
+    """
+    return len(os.sched_getaffinity(0))

@@ -1,4 +1,4 @@
-"""Servers for use: sockets, a thread or signals around the event loop.
+"""Servers for use: the event loop with sockets, threads, signals and processes around it.
 
 ``serve`` blocks and is what ``nbnet serve`` runs; ``Server`` runs in a thread
 of a program that has other things to do, a test above all.
@@ -10,99 +10,66 @@ import contextlib
 import gc
 import logging
 import signal
-import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from types import FrameType, TracebackType
-from typing import Final, Self
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Self
 
+from nbnet.board import Board
+from nbnet.counters import Counters
 from nbnet.handlers import Handler, reverse
 from nbnet.limits import Limits
+from nbnet.listeners import Bound, is_wildcard, open_tcp, open_unix
 from nbnet.loop import Loop
-from nbnet.machine import SPARE_FDS, Address, fd_limit, look_up
-from nbnet.notation import Target
-from nbnet.pollers import POLLERS, open_poller
-from nbnet.wakeup import WakeUp
+from nbnet.notation import Target, parse_target
+from nbnet.running import Forced, open_loop, signals_stop
+from nbnet.settings import Certificate, Settings
+from nbnet.supervisor import Supervisor, board_rows
+from nbnet.systemd import inherited, notify_ready
+
+if TYPE_CHECKING:
+    import ssl
+
+    from nbnet.metrics import MetricsServer
 
 log = logging.getLogger("nbnet")
 
 DEFAULT_HOST: Final = "127.0.0.1"
 DEFAULT_PORT: Final = 6789
-BACKLOG: Final = 4096
-"""Connections that may wait to be accepted; the kernel cuts it to
-net.core.somaxconn, which is 4,096 by default."""
-
-
-class ListenError(OSError):
-    """An address cannot be listened on; the text names it and says why."""
-
-    def __str__(self) -> str:
-        return str(self.strerror)
-
-
-def open_listener(host: str, port: int) -> socket.socket:
-    """A listening, non-blocking TCP socket; port 0 lets the kernel choose.
-
-    Raises:
-        ListenError: the host is unknown, or the address cannot be had.
-        ValueError: there is no such port.
-    """
-    if not 0 <= port < 65536:
-        raise ValueError(f"port {port} is outside of 0 to 65535")
-    target = Target(host, port)
-    try:
-        address = look_up(target, passive=True)[0]
-        return _listen(address)
-    except OSError as error:
-        raise ListenError(
-            error.errno, f"cannot listen on {target}: {error.strerror or error}"
-        ) from error
-
-
-def _listen(address: Address) -> socket.socket:
-    listener = socket.socket(address.family, socket.SOCK_STREAM)
-    try:
-        # A server that restarts must not wait for the old connections' TIME_WAIT.
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Accepted sockets inherit this, which saves a call for each of them.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        listener.setblocking(False)
-        listener.bind(address.sockaddr)
-        listener.listen(BACKLOG)
-    except BaseException:
-        listener.close()
-        raise
-    return listener
-
-
-def address_of(listener: socket.socket) -> Target:
-    """The address that a socket is really bound to."""
-    host, port = listener.getsockname()[:2]
-    return Target(host, port)
 
 
 class Server:
     """A server in a thread of its own, from ``with`` to its end.
 
     Args:
-        handler: takes the payload of a request, returns that of its reply.
-            Runs in the server's thread and must not block.
-        host: the address to bind; a name is resolved.
+        handler: takes the payload of a request, returns that of its reply; the
+            function, or its name as ``module:function``. If it declares a
+            second parameter it gets the ``Context`` there. Runs in the server's
+            thread, where it must not block, unless there are ``threads``.
+        host: the address to bind; a name is resolved, "*" is all of them.
         port: the port, 0 to let the kernel choose one.
+        unix: the path of a unix socket to listen on instead.
         limits: the bounds to keep.
         poller: what waits for events: "epoll", "poll" or "select".
         trigger: when events come: "level" or, with epoll only, "edge".
+        threads: how many threads run the handler; 0 for none.
+        tls: the files for TLS, or a context made of them; without, connections
+            are plain.
+        metrics: where to serve what is counted, as HOST:PORT; needs the extra
+            ``nbnet[metrics]``.
 
     Raises:
         TypeError: the handler is no function.
-        ValueError: there is no such poller or trigger.
+        ValueError: something makes no sense or cannot be loaded.
 
     Raises (on entering):
         ListenError: the address cannot be had; an ``OSError``.
+        MetricsUnavailable: metrics are asked for and prometheus-client is not
+            installed; an ``ImportError``.
         RuntimeError: the server was entered before.
 
+    >>> import socket
     >>> with Server(bytes.upper, port=0) as server:
     ...     with socket.create_connection(server.address) as peer:
     ...         peer.sendall(b"00003abc")
@@ -112,18 +79,27 @@ class Server:
 
     def __init__(
         self,
-        handler: Handler = reverse,
+        handler: Handler | str = reverse,
         host: str = DEFAULT_HOST,
         port: int = DEFAULT_PORT,
         *,
+        unix: str | None = None,
         limits: Limits | None = None,
         poller: str = "epoll",
         trigger: str = "level",
+        threads: int = 0,
+        tls: Certificate | ssl.SSLContext | None = None,
+        metrics: str | None = None,
     ) -> None:
-        self._settings = _Settings.read(handler, limits, poller, trigger)
+        self._settings = Settings.read(
+            handler, limits, poller=poller, trigger=trigger, threads=threads, tls=tls
+        )
         self._host = host
         self._port = port
-        self._address: Target | None = None
+        self._unix = unix
+        self._metrics = None if metrics is None else _metrics_target(metrics)
+        self._metrics_address: Target | None = None
+        self._bounds: Sequence[Bound] = ()
         self._loop: Loop | None = None
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
@@ -135,24 +111,46 @@ class Server:
         """Host and port really bound, a tuple; known once the server was entered.
 
         Raises:
-            RuntimeError: the server was not entered yet.
+            RuntimeError: the server was not entered yet, or listens on a unix
+                socket.
         """
-        if self._address is None:
+        if not self._bounds:
             raise RuntimeError("the server has no address before it is entered")
-        return self._address
+        address = self._bounds[0].address
+        if not isinstance(address, Target):
+            raise RuntimeError(f"the server listens on {address}, which is no host and port")
+        return address
+
+    @property
+    def metrics_address(self) -> Target:
+        """Where metrics are really served; known once the server was entered.
+
+        Raises:
+            RuntimeError: the server was not entered yet, or serves none.
+        """
+        if self._metrics_address is None:
+            raise RuntimeError("the server serves no metrics")
+        return self._metrics_address
 
     def __enter__(self) -> Self:
         if self._thread is not None:
             raise RuntimeError("a Server is entered once; make another one")
         with contextlib.ExitStack() as stack:
-            listener = stack.enter_context(open_listener(self._host, self._port))
-            self._address = address_of(listener)
+            bounds = stack.enter_context(_listening(self._host, self._port, self._unix))
+            publish = None
+            if self._metrics is not None:
+                board = Board(2)
+                served = stack.enter_context(_metrics_server(board, self._metrics))
+                self._metrics_address = served.address
+                publish = partial(board.publish, 1)
             # The loop is made here, not in the thread, so that stop() finds it.
-            self._loop, _ = stack.enter_context(_open_loop(listener, self._settings))
+            listeners = [bound.for_worker(0) for bound in bounds]
+            self._loop, _ = stack.enter_context(open_loop(listeners, self._settings, publish))
+            self._bounds = bounds
             self._thread = threading.Thread(
                 target=self._run,
                 args=(stack.pop_all(),),
-                name=f"nbnet {self._address}",
+                name=f"nbnet {bounds[0].address}",
                 daemon=True,
             )
         self._thread.start()
@@ -164,7 +162,7 @@ class Server:
             try:
                 self._loop.run()
             except BaseException as error:
-                log.critical("the server on %s crashed", self._address, exc_info=error)
+                log.critical("the server on %s crashed", self._bounds[0], exc_info=error)
                 self._crash = error
 
     def stop(self) -> None:
@@ -198,128 +196,161 @@ class Server:
 
 
 def serve(
-    handler: Handler = reverse,
+    handler: Handler | str = reverse,
     host: str = DEFAULT_HOST,
     port: int = DEFAULT_PORT,
     *,
+    unix: str | None = None,
     limits: Limits | None = None,
     poller: str = "epoll",
     trigger: str = "level",
-    on_listening: Callable[[Target], None] | None = None,
+    threads: int = 0,
+    tls: Certificate | ssl.SSLContext | None = None,
+    metrics: str | None = None,
+    workers: int | None = None,
+    on_listening: Callable[[Target | str], None] | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM; blocks. For the main thread of a program.
 
     Args:
-        handler: takes the payload of a request, returns that of its reply.
-            Runs in the event loop and must not block.
-        host: the address to bind; a name is resolved.
-        port: the port, 0 to let the kernel choose one.
-        limits: the bounds to keep.
-        poller: what waits for events: "epoll", "poll" or "select".
-        trigger: when events come: "level" or, with epoll only, "edge".
-        on_listening: called with the address really bound, once connections
+        handler, host, port, unix, limits, poller, trigger, threads, tls,
+        metrics: as for ``Server``. Where the service manager hands over
+            listening sockets (``LISTEN_FDS``), they are used instead of
+            ``host``, ``port`` and ``unix``.
+        workers: how many processes serve, forked from this one, which watches
+            over them; SIGHUP then has them replaced one by one, without a
+            connection noticing. None serves in this process, and ignores SIGHUP
+            as far as Python does.
+        on_listening: called with each address really bound, once connections
             can be made.
 
     The first signal stops the server well, within ``limits.drain`` seconds; a
     second one ends it at once, and a third even in the middle of a handler.
 
+    A reload (SIGHUP) reads afresh what has a name: a handler given as
+    ``module:function`` and the files of a ``Certificate``.
+
     Raises:
-        ListenError: the address cannot be had; an ``OSError``.
-        ValueError: there is no such poller or trigger; or this is not the main
-            thread, where signals arrive.
+        ListenError: an address cannot be had; an ``OSError``.
+        MetricsUnavailable: see ``Server``.
+        ValueError: something makes no sense or cannot be loaded; or this is not
+            the main thread, where signals arrive.
 
     Example::
 
-        serve(bytes.upper, port=6789)
+        serve("shop.orders:handle", port=6789, workers=4)
     """
-    settings = _Settings.read(handler, limits, poller, trigger)
-    with (
-        contextlib.suppress(_Forced),
-        open_listener(host, port) as listener,
-        _open_loop(listener, settings) as (loop, wake_up),
-        _signals_stop(loop, wake_up),
-    ):
-        if on_listening is not None:
-            on_listening(address_of(listener))
-        # What start-up allocated lives as long as the process: the garbage
-        # collector need not walk it again and again.
-        gc.freeze()
-        loop.run()
-        log.info(
-            "stopped: %d requests answered on %d connections",
-            loop.counters.requests,
-            loop.counters.accepted,
-        )
+    read = partial(
+        Settings.read, handler, limits, poller=poller, trigger=trigger, threads=threads, tls=tls
+    )
+    serve_settings(
+        read,
+        host,
+        port,
+        unix=unix,
+        metrics=metrics,
+        workers=workers,
+        on_listening=on_listening,
+        secure=tls is not None,
+        last=False,
+    )
 
 
-@dataclass(frozen=True, slots=True)
-class _Settings:
-    """What a loop is made of besides its sockets, validated."""
+def serve_settings(
+    read: Callable[[], Settings],
+    host: str,
+    port: int,
+    *,
+    unix: str | None,
+    metrics: str | None,
+    workers: int | None,
+    on_listening: Callable[[Target | str], None] | None,
+    secure: bool,
+    last: bool,
+    in_child: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+) -> None:
+    """What ``serve`` does, with settings that are made where and when they are needed.
 
-    handler: Handler
-    limits: Limits
-    poller: str
-    edge: bool
+    Args:
+        read: makes the settings; called in each worker, at each reload again.
+        secure: whether they say to speak TLS.
+        last: whether the process ends when this does.
+        in_child: a context for each worker to run in; its logging, for one.
+    """
+    settings = None if workers else read()
+    target = None if metrics is None else _metrics_target(metrics)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.suppress(Forced))
+        bounds = stack.enter_context(_listening(host, port, unix, workers or 1, activated=True))
+        board = Board(board_rows(workers or 1))
+        served = None if target is None else _metrics_server(board, target)
+        if served is not None:
+            stack.callback(served.close)
 
-    @classmethod
-    def read(cls, handler: Handler, limits: Limits | None, poller: str, trigger: str) -> Self:
-        if not callable(handler):
-            raise TypeError(f"a handler is a function of the payload, not {handler!r}")
-        if poller not in POLLERS:
-            raise ValueError(f"{poller!r} is no poller: expected one of {', '.join(POLLERS)}")
-        if trigger not in ("level", "edge"):
-            raise ValueError(f"{trigger!r} is no trigger: expected level or edge")
-        if trigger == "edge" and poller != "epoll":
-            raise ValueError(f"edge-triggered events need epoll, not {poller}")
-        return cls(handler, limits or Limits(), poller, trigger == "edge")
+        def ready() -> None:
+            for bound in bounds:
+                if on_listening is not None:
+                    on_listening(bound.address)
+            if served is not None:
+                log.info("metrics on http://%s/metrics", served.address)
+            for bound in bounds:
+                if is_wildcard(bound) and not secure:
+                    log.warning("%s is open to every network, without TLS", bound.address)
+
+        if settings is None:
+            Supervisor(
+                read,
+                bounds,
+                workers or 1,
+                board=board,
+                metrics=served,
+                on_ready=ready,
+                last=last,
+                in_child=in_child,
+            ).run()
+        else:
+            publish = partial(board.publish, 1)
+            listeners = [bound.for_worker(0) for bound in bounds]
+            if served is not None:
+                stack.enter_context(served)
+            loop, wake_up = stack.enter_context(open_loop(listeners, settings, publish))
+            stack.enter_context(signals_stop(loop, wake_up, signal.SIGINT, signal.SIGTERM))
+            ready()
+            notify_ready()
+            # What start-up allocated lives as long as the process: the garbage
+            # collector need not walk it again and again.
+            gc.freeze()
+            loop.run()
+        _say_stopped(board.totals())
+
+
+def _say_stopped(totals: Counters) -> None:
+    log.info("stopped: %d requests answered on %d connections", totals.requests, totals.accepted)
 
 
 @contextlib.contextmanager
-def _open_loop(listener: socket.socket, settings: _Settings) -> Iterator[tuple[Loop, WakeUp]]:
-    """A loop on the real kernel, its poller and wake-up closed at the end."""
-    limits = settings.limits
-    if not limits.max_connections:
-        limits = replace(limits, max_connections=max(1, fd_limit() - SPARE_FDS))
-    with (
-        contextlib.closing(open_poller(settings.poller)) as poller,
-        contextlib.closing(WakeUp()) as wake_up,
-    ):
-        loop = Loop(
-            listener,
-            settings.handler,
-            poller=poller,
-            clock=time.monotonic,
-            wake_up=wake_up,
-            limits=limits,
-            edge=settings.edge,
-        )
-        yield loop, wake_up
-
-
-class _Forced(BaseException):
-    """A third signal: end at once. No handler's ``except Exception`` stops it."""
-
-
-@contextlib.contextmanager
-def _signals_stop(loop: Loop, wake_up: WakeUp) -> Iterator[None]:
-    """SIGINT and SIGTERM stop the loop, as long as this lasts."""
-    seen = 0
-
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        nonlocal seen
-        seen += 1
-        if seen > 2:
-            raise _Forced
-        loop.stop()
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    # A signal that comes right before the poller waits runs no Python code until
-    # the wait is over; the interpreter's own handler writes here at once.
-    before_fd = signal.set_wakeup_fd(wake_up.signal_fd(), warn_on_full_buffer=False)
+def _listening(
+    host: str, port: int, unix: str | None, copies: int = 1, *, activated: bool = False
+) -> Iterator[list[Bound]]:
+    """The sockets to listen on: those that were inherited, or those that were named."""
+    bounds = inherited() if activated else []
+    if not bounds:
+        bounds = open_tcp(host, port, copies=copies) if unix is None else [open_unix(unix)]
     try:
-        yield
+        yield bounds
     finally:
-        signal.set_wakeup_fd(before_fd)
-        for number, handler in before.items():
-            # None is a handler that was not installed from Python.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        for bound in bounds:
+            bound.close()
+
+
+def _metrics_target(text: str) -> Target:
+    host, _, port = text.rpartition(":")
+    if port == "0":  # which the notation of a target to connect to does not know
+        return Target(host.strip("[]"), 0)
+    return parse_target(text)
+
+
+def _metrics_server(board: Board, target: Target) -> MetricsServer:
+    from nbnet.metrics import MetricsServer  # who serves no metrics need not load it
+
+    return MetricsServer(board, *target)

@@ -2,63 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
-
-from nbnet.notation import Target, parse_target
-
-
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "nbnet", *arguments]
-
-
-@contextmanager
-def serving(
-    *arguments: str, cwd: Path | None = None
-) -> Iterator[tuple[subprocess.Popen[str], Target]]:
-    """``nbnet serve`` on a free port; always reaped."""
-    process = subprocess.Popen(
-        command("serve", "--port", "0", *arguments),
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=cwd,
-    )
-    with process:
-        try:
-            assert process.stderr is not None
-            first = process.stderr.readline()
-            assert first.startswith("listening on "), first
-            yield process, parse_target(first.split()[-1])
-        finally:
-            process.kill()
-
-
-def ask(address: Target, request: bytes) -> bytes:
-    with socket.create_connection(address, timeout=10) as peer:
-        peer.sendall(request)
-        peer.shutdown(socket.SHUT_WR)
-        reply = b""
-        while piece := peer.recv(65536):
-            reply += piece
-        return reply
+from support.serving import command, exchange, serving
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_serve_answers_and_ends_cleanly_on_a_signal(number: signal.Signals) -> None:
-    with serving() as (process, address):
-        assert ask(address, b"00003abc") == b"00003cba"
-        process.send_signal(number)
-        output, errors = process.communicate(timeout=20)
-        assert process.returncode == 0
+    with serving() as server:
+        assert server.ask(b"00003abc") == b"00003cba"
+        server.process.send_signal(number)
+        output, errors = server.process.communicate(timeout=20)
+        assert server.process.returncode == 0
         assert output == ""
         assert "stopped: 1 requests answered on 1 connections" in errors
         assert "Traceback" not in errors
@@ -70,12 +32,11 @@ def test_a_handler_of_the_users_own(tmp_path: Path) -> None:
         "    if payload == b'bad': raise RuntimeError('cannot shout')\n"
         "    return payload.upper() + b'!'\n"
     )
-    with serving("--handler", "mine:shout", cwd=tmp_path) as (process, address):
-        assert ask(address, b"00003abc") == b"00004ABC!"
-        assert ask(address, b"00002ok00003bad") == b"00003OK!"
-        assert ask(address, b"00003abc") == b"00004ABC!"
-        process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=20)
+    with serving("--handler", "mine:shout", cwd=tmp_path) as server:
+        assert server.ask(b"00003abc") == b"00004ABC!"
+        assert server.ask(b"00002ok00003bad") == b"00003OK!"
+        assert server.ask(b"00003abc") == b"00004ABC!"
+        errors = server.end()
     assert "RuntimeError: cannot shout" in errors
     assert "Traceback" in errors  # on the server, where it belongs
 
@@ -87,11 +48,11 @@ def test_a_second_signal_ends_even_a_handler_that_does_not_return(tmp_path: Path
         "    print('waiting', file=sys.stderr, flush=True)\n"
         "    threading.Event().wait()\n"
     )
-    with serving("--handler", "stuck:wait", cwd=tmp_path) as (process, address):
-        assert process.stderr is not None
-        with socket.create_connection(address) as peer:
+    with serving("--handler", "stuck:wait", cwd=tmp_path) as server:
+        process = server.process
+        with server.connect() as peer:
             peer.sendall(b"00001a")
-            assert process.stderr.readline() == "waiting\n"
+            server.wait_for("waiting")
             process.send_signal(signal.SIGTERM)
             # The second has to come after the first was dealt with.
             while not process.poll():
@@ -102,17 +63,17 @@ def test_a_second_signal_ends_even_a_handler_that_does_not_return(tmp_path: Path
                 except subprocess.TimeoutExpired:
                     continue
         assert process.returncode == 0
-        assert "Traceback" not in process.stderr.read()
+        assert "Traceback" not in server.rest()
 
 
 def test_limits_are_taken_from_the_command_line() -> None:
     with (
-        serving("--max-frame", "3", "--max-connections", "1", "--refuse") as (_, address),
-        socket.create_connection(address, timeout=10) as peer,
+        serving("--max-frame", "3", "--max-connections", "1", "--refuse") as server,
+        server.connect() as peer,
     ):
         peer.sendall(b"00003abc")
         assert peer.recv(8, socket.MSG_WAITALL) == b"00003cba"
-        assert ask(address, b"") == b""  # refused
+        assert server.ask(b"") == b""  # refused
         peer.sendall(b"00004abcd")
         assert peer.recv(1) == b""
 
@@ -171,3 +132,166 @@ def test_help(arguments: list[str]) -> None:
 def test_version() -> None:
     done = subprocess.run(command("--version"), capture_output=True, text=True, timeout=20)
     assert done.stdout.startswith("nbnet ")
+
+
+def metrics(where: str) -> dict[str, float]:
+    """What is exposed there, by name and labels."""
+    with urlopen(where, timeout=20) as answer:
+        lines = answer.read().decode().splitlines()
+    return {
+        name: float(value)
+        for name, _, value in (line.rpartition(" ") for line in lines if line[:1] != "#")
+    }
+
+
+def test_metrics_of_all_workers_and_of_those_that_have_ended() -> None:
+    with serving("--workers", "2", "--metrics", "127.0.0.1:0") as server:
+        where = server.wait_for("metrics on http://").rpartition(" ")[2]
+        peers = [server.connect() for _ in range(20)]
+        for peer in peers:
+            exchange(peer, b"00003abc00001a", 14)
+        # Workers publish within half a second of what they did.
+        while metrics(where)["nbnet_requests_total"] < 40:
+            os.sched_yield()
+        before = metrics(where)
+        assert before["nbnet_connections"] == 20
+        assert before["nbnet_received_bytes_total"] == 20 * 14
+        assert before["nbnet_workers"] == 2
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for("reloaded")
+        for peer in peers:
+            exchange(peer, b"00001a", 6)
+        while metrics(where)["nbnet_requests_total"] < 60:
+            os.sched_yield()
+        after = metrics(where)
+        assert after["nbnet_connections"] == 20
+        assert after["nbnet_connections_accepted_total"] == 20
+        assert after["nbnet_connections_handed_over_total"] == 20
+        assert after['nbnet_reloads_total{result="ok"}'] == 1
+        assert after["nbnet_worker_restarts_total"] == 0
+        for peer in peers:
+            peer.close()
+        server.end()
+
+
+def test_a_port_for_metrics_that_is_taken_is_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = subprocess.run(
+            command("serve", "--port", "0", "--metrics", f"127.0.0.1:{port}"),
+            capture_output=True,
+            text=True,
+            timeout=20,
+        )
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"nbnet: cannot serve metrics on 127.0.0.1:{port}: Address already in use\n"
+    )
+
+
+def test_a_unix_socket_is_served_and_removed(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with serving("--unix", str(path), "--workers", "2") as server:
+        assert server.address == f"unix:{path}"
+        assert server.ask(b"00003abc") == b"00003cba"
+        server.end()
+    assert not path.exists()
+
+
+def test_the_file_of_a_killed_server_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with serving("--unix", str(path)) as server:
+        server.process.kill()
+        server.process.wait(20)
+    assert path.exists()
+    with serving("--unix", str(path)) as server:
+        assert server.ask(b"00003abc") == b"00003cba"
+        server.end()
+
+
+def test_a_wildcard_without_tls_is_warned_of() -> None:
+    with serving("--host", "*") as server:
+        assert "is open to every network, without TLS" in server.wait_for("warning")
+        server.end()
+
+
+def test_logs_as_json(tmp_path: Path) -> None:
+    (tmp_path / "bad.py").write_text(
+        "def handle(payload):\n    raise ValueError('two\\nlines \\x1b[2J')\n"
+    )
+    with serving("--log-format", "json", "--handler", "bad:handle", cwd=tmp_path) as server:
+        server.ask(b"00001a")
+        lines = [json.loads(line) for line in server.end().splitlines()]
+    errors = [line for line in lines if line["level"] == "error"]
+    assert len(errors) == 1
+    assert "two\\nlines" in errors[0]["exception"]
+
+
+def test_errors_that_repeat_are_counted_and_not_all_logged(tmp_path: Path) -> None:
+    (tmp_path / "bad.py").write_text("def handle(payload):\n    raise ValueError('no')\n")
+    with serving("--handler", "bad:handle", cwd=tmp_path) as server:
+        for _ in range(50):
+            assert server.ask(b"00001a") == b""
+        assert server.end().count("the handler failed") == 10
+
+
+def test_what_handlers_log_is_seen(tmp_path: Path) -> None:
+    (tmp_path / "shop.py").write_text(
+        "import logging\n"
+        "def handle(payload):\n    logging.getLogger('shop').info('sold')\n    return payload\n"
+    )
+    with serving("--handler", "shop:handle", cwd=tmp_path) as server:
+        server.ask(b"00001a")
+        assert " info sold" in server.end()
+
+
+def test_nobody_who_reads_standard_error_does_not_stop_the_server(tmp_path: Path) -> None:
+    (tmp_path / "bad.py").write_text(
+        "import logging\n"
+        "def handle(payload):\n"
+        "    for number in range(100): logging.getLogger('shop').info('x' * 900 + str(number))\n"
+        "    for number in range(100): logging.getLogger(f'shop{number}').info('x' * 900)\n"
+        "    return payload\n"
+    )
+    with serving("--handler", "bad:handle", cwd=tmp_path) as server:
+        for _ in range(5):  # more than a pipe holds
+            assert server.ask(b"00001a") == b"00001a"
+        server.process.kill()
+
+
+def test_the_service_manager_hears_of_start_reload_and_stop(tmp_path: Path) -> None:
+    path = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(path)
+        manager.settimeout(20)
+        with serving(env={"NOTIFY_SOCKET": path}) as server:
+            assert manager.recv(100) == b"READY=1"
+            server.process.send_signal(signal.SIGHUP)
+            assert manager.recv(100).startswith(b"RELOADING=1\nMONOTONIC_USEC=")
+            assert manager.recv(100) == b"READY=1"
+            server.process.send_signal(signal.SIGTERM)
+            assert manager.recv(100) == b"STOPPING=1"
+            server.rest()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--workers", "0"], "--workers: 0, expected 1 to 1024"),
+        (["--workers", "many"], "--workers: 'many' is no count"),
+        (["--threads", "5000"], "5000 threads, expected 0 to 1024"),
+        (["--log-format", "xml"], "--log-format: 'xml' is none of text, json"),
+        (["--config", "nothing.toml"], "cannot read nothing.toml: No such file"),
+        (["--tls-key", "key.pem"], "TLS needs a certificate: --tls-cert"),
+        (["--tls-cert", "nothing.pem"], "nothing.pem"),
+        (["--metrics", "nowhere"], "'nowhere' is no target"),
+        (["--trigger", "edge", "--poller", "poll"], "need epoll, not poll"),
+    ],
+)
+def test_options_that_make_no_sense_are_one_line(arguments: list[str], message: str) -> None:
+    done = subprocess.run(
+        command("serve", "--port", "0", *arguments), capture_output=True, text=True, timeout=20
+    )
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1

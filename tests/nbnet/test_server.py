@@ -10,13 +10,14 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 
-from nbnet import Limits, Server, serve
+from nbnet import Context, Limits, Server, serve
 from nbnet.framing import encode_frame
+from nbnet.listeners import ListenError
 from nbnet.notation import Target
-from nbnet.server import ListenError, open_listener
 
 
 @pytest.fixture(params=["epoll level", "epoll edge", "poll level", "select level"])
@@ -198,8 +199,10 @@ def test_an_unknown_host_is_an_error(host: str) -> None:
 
 
 def test_a_handler_that_is_no_function_is_refused_at_once() -> None:
-    with pytest.raises(TypeError, match="a handler is a function of the payload, not '127"):
-        Server("127.0.0.1")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="a handler is a function of the payload, not 127"):
+        Server(127)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"'127\.0\.0\.1': expected module:function"):
+        Server("127.0.0.1")
 
 
 @pytest.mark.parametrize(
@@ -236,7 +239,8 @@ def serve_while(action: Callable[[Target], object]) -> None:
     """Serve on a free port until a signal, with an action in a thread beside it."""
     threads: list[threading.Thread] = []
 
-    def on_listening(address: Target) -> None:
+    def on_listening(address: Target | str) -> None:
+        assert isinstance(address, Target)
         threads.append(threading.Thread(target=action, args=(address,)))
         threads[0].start()
 
@@ -286,14 +290,81 @@ def test_serve_belongs_into_the_main_thread() -> None:
     assert len(errors) == 1
 
 
-def open_descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
+def test_a_unix_socket(tmp_path: Path) -> None:
+    def who(_: bytes, context: Context) -> bytes:
+        return str(context.peer).encode()
+
+    path = str(tmp_path / "socket")
+    with Server(who, unix=path) as server:
+        with pytest.raises(RuntimeError, match=f"listens on unix:{path}, which is no host"):
+            _ = server.address
+        with socket.socket(socket.AF_UNIX) as peer:
+            peer.settimeout(10)
+            peer.connect(path)
+            peer.sendall(b"00001a")
+            assert read(peer, 16) == b"00011unix socket"
+    assert not Path(path).exists()
 
 
-def test_a_listener_that_cannot_be_had_leaves_nothing_open() -> None:
-    before = open_descriptors()
-    with open_listener("127.0.0.1", 0) as listener:
-        port = listener.getsockname()[1]
-        with pytest.raises(OSError, match="in use"):
-            open_listener("127.0.0.1", port)
-    assert open_descriptors() == before
+def test_a_wildcard_takes_both_families() -> None:
+    def who(_: bytes, context: Context) -> bytes:
+        assert isinstance(context.peer, Target)
+        return context.peer.host.encode()
+
+    with Server(who, host="*", port=0) as server:
+        for host in ("127.0.0.1", "::1"):
+            with connect(Target(host, server.address.port)) as peer:
+                peer.sendall(b"00001a")
+                assert read(peer, 5 + len(host))[5:] == host.encode()
+
+
+def test_a_handler_that_declares_a_second_parameter_is_told_who_asks() -> None:
+    def who(payload: bytes, context: Context) -> bytes:
+        return f"{payload.decode()} {context.peer} {context.tls_name}".encode()
+
+    with Server(who, port=0) as server, connect(server.address) as peer:
+        name = "{}:{}".format(*peer.getsockname())
+        peer.sendall(b"00001a")
+        expected = encode_frame(f"a {name} None".encode())
+        assert read(peer, len(expected)) == expected
+
+
+def test_a_slow_handler_in_threads_does_not_hold_up_others() -> None:
+    go_on = threading.Event()
+
+    def handler(payload: bytes) -> bytes:
+        if payload == b"slow":
+            assert go_on.wait(10)
+        return payload
+
+    with (
+        Server(handler, port=0, threads=4) as server,
+        connect(server.address) as slow,
+        connect(server.address) as quick,
+    ):
+        slow.sendall(b"00004slow00001a")
+        quick.sendall(b"00001b" * 100)
+        assert read(quick, 600) == b"00001b" * 100
+        go_on.set()
+        assert read(slow, 15) == b"00004slow00001a"
+
+
+def test_metrics_of_a_server_in_a_thread() -> None:
+    with Server(port=0, metrics="127.0.0.1:0") as server:
+        with connect(server.address) as peer:
+            peer.sendall(b"00003abc")
+            read(peer, 8)
+        server.stop()  # what was counted is published at the end, at the latest
+        with pytest.raises(RuntimeError, match="serves no metrics"):
+            _ = Server(port=0).metrics_address
+    with (
+        Server(port=0, metrics="[::1]:0") as server,
+        urlopen(f"http://{server.metrics_address}/metrics", timeout=10) as answer,
+    ):
+        assert b"nbnet_workers 1.0" in answer.read()
+
+
+@pytest.mark.parametrize("metrics", ["9100", "host:port", "127.0.0.1:70000"])
+def test_a_place_for_metrics_that_is_none(metrics: str) -> None:
+    with pytest.raises(ValueError, match="is no target"):
+        Server(port=0, metrics=metrics)
