@@ -17,75 +17,19 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
-import resource
 import socket
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
+
+from scenes import loading, serving
 
 from nbnet.framing import encode_frame
 from nbnet.machine import raise_fd_limit
-from nbnet.notation import Target, parse_target
+from nbnet.notation import Target
 
 FEW_FILES = 500
 """The server's limit of open files when they are to run out."""
-
-
-@contextlib.contextmanager
-def serving(*options: str, files: int | None = None) -> Iterator[tuple[int, Target]]:
-    """A server in a process of its own; gives its number and address."""
-
-    def limit() -> None:
-        if files is not None:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
-
-    with subprocess.Popen(
-        [sys.executable, "-m", "nbnet", "serve", "--port", "0", "--log-level", "error", *options],
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=limit,  # noqa: PLW1509  (there are no threads here)
-    ) as process:
-        try:
-            assert process.stderr is not None
-            yield process.pid, parse_target(process.stderr.readline().split()[-1])
-        finally:
-            process.terminate()
-
-
-@contextlib.contextmanager
-def load(target: Target, seconds: float) -> Iterator[Callable[[], list[int]]]:
-    """50 verified connections for so long; gives what waits for their requests by second."""
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "loadgen", "--target", str(target), "--conns", "50"),
-            *("--duration", f"{seconds}s", "--json", "-"),
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-
-    def series() -> list[int]:
-        run = json.loads(process.communicate()[0])
-        if run["verdict"] != "OK: every reply verified":
-            print(f"  {run['verdict']}")
-        return [second["requests"] for second in run["series"]]
-
-    try:
-        yield series
-    finally:
-        process.kill()
-        process.wait()
-
-
-def memory(pid: int) -> float:
-    """Resident memory of a process in MiB."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / (1 << 20)
 
 
 def stall(target: Target, count: int) -> list[socket.socket]:
@@ -129,15 +73,18 @@ def measure(
 ) -> None:
     """One abuse on a fresh server, in the middle third of a load that goes on."""
     third = int(seconds)
-    with serving(*options, files=files) as (pid, target), load(target, 3 * third) as series:
+    with serving(*options, files=files) as server, loading(server.address, 50, 3 * third) as load:
         time.sleep(third)
-        at_rest = memory(pid)
-        peers = abuse(target, hostile)
+        at_rest = server.memory()
+        peers = abuse(server.address, hostile)
         time.sleep(third)
-        under = memory(pid)
+        under = server.memory()
         for peer in peers:
             peer.close()
-        requests = series()
+        run = load.result()
+        if run["verdict"] != "OK: every reply verified":
+            print(f"  {run['verdict']}")
+        requests = [second["requests"] for second in run["series"]]
         # The seconds in which the abuse begins and ends belong to neither.
         before = statistics.median(requests[1 : third - 1])
         during = statistics.median(requests[third + 1 : 2 * third - 1])

@@ -63,9 +63,23 @@ def running(command: str, port: int) -> Iterator[int]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Processor time that a process has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
+    """Processor time that a process, its children and theirs have used.
+
+    Those that have ended are in it once their parent has taken notice.
+    """
+    total = 0.0
+    pids = [pid]
+    while pids:
+        process = Path(f"/proc/{pids.pop()}")
+        try:
+            fields = (process / "stat").read_text().rpartition(")")[2].split()
+            # Of the process in user and system mode, then of children that it waited for.
+            total += sum(map(int, fields[11:15])) / TICKS
+            for children in process.glob("task/*/children"):
+                pids.extend(map(int, children.read_text().split()))
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has ended in between
+    return total
 
 
 def requests_per_second(command: str, **values: float) -> float:
