@@ -25,7 +25,14 @@ from collections.abc import Sequence
 from typing import Final
 
 from nbnet.counters import Counters
-from nbnet.framing import FrameDecoder, FrameError, encode_frame, encode_frames
+from nbnet.framing import (
+    HEADERS,
+    TABLE_SIZE,
+    FrameDecoder,
+    FrameError,
+    encode_frame,
+    encode_frames,
+)
 from nbnet.handlers import Bound
 from nbnet.limits import Limits
 from nbnet.notation import Target
@@ -47,7 +54,7 @@ _PORTION: Final = 128
 be over the high-water mark by as many replies. Fewer would slow down pipelining."""
 
 _EMPTY: Final = bytearray()  # shared, so never to be changed
-_NO_LENGTHS: Final[dict[bytes, int]] = {}
+_NO_HEADERS: Final[tuple[bytes, ...]] = ()
 _NO_JOBS: Final[deque[Job]] = deque()  # shared, so never to be changed
 
 
@@ -126,7 +133,7 @@ class Connection:
         self._pool = pool
         self._jobs = _NO_JOBS if pool is None else deque()  # with threads, in order
         self._decoder = FrameDecoder(max_payload=limits.max_frame)
-        self._alone = self._decoder.alone if pool is None else _NO_LENGTHS
+        self._alone = self._decoder.alone if pool is None else _NO_HEADERS
 
     def receive(self, data: bytes, now: float) -> bytes:
         """Take bytes from the peer; give the replies to send, maybe none.
@@ -134,17 +141,38 @@ class Connection:
         Afterwards the state may be one that does not read; what is returned is
         to be sent all the same.
         """
-        # A peer that waits for each reply sends one frame a read.
-        if self._alone.get(data[:5]) != len(data) - 5:
-            return self._receive_many(data, now)
+        reply = self.receive_one(data, now)
+        return self.receive_any(data, now) if reply is None else reply
+
+    def receive_one(self, data: bytes, now: float) -> bytes | None:
+        """``receive`` for one whole, short request, as peers send that wait for each reply.
+
+        None: it is something else and nothing has been done; ``receive_any`` is
+        to take it. Empty: the handler failed, and the state has changed. In all
+        other cases it has not.
+        """
+        try:
+            if self._alone[len(data) - 5] != data[:5]:
+                return None
+        except IndexError:  # longer than the table
+            return None
         self._active = now
         handler = self.handler  # as a local: Python 3.11 calls it faster
         try:
-            reply = encode_frame(handler(data[5:]))
+            reply = handler(data[5:])
+            # What encode_frame does, without the call.
+            if type(reply) is bytes and len(reply) < TABLE_SIZE:
+                reply = HEADERS[len(reply)] + reply
+            else:
+                reply = encode_frame(reply)
         except _HANDLER_FAILURES as error:  # it ends this connection alone
             return self._fail([], error)
         self.requests += 1
         return reply
+
+    def receive_any(self, data: bytes, now: float) -> bytes:
+        """``receive`` for what ``receive_one`` does not take."""
+        return self._answer(self._decode(data, now), now)
 
     def resume(self, now: float) -> bytes:
         """Answer the next of the requests that wait; give the replies to send."""
@@ -294,9 +322,6 @@ class Connection:
         return start + limit if limit else math.inf, kind
 
     # How it goes on inside -------------------------------------------------------
-
-    def _receive_many(self, data: bytes, now: float) -> bytes:
-        return self._answer(self._decode(data, now), now)
 
     def _decode(self, data: bytes, now: float) -> list[bytes]:
         payloads = self._decoder.feed(data)

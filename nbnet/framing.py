@@ -35,8 +35,9 @@ MAX_PAYLOAD: Final = 99_999
 
 # Formatting and parsing a header cost more than looking it up, and nearly all
 # frames are short: the table covers these, and everything else is computed.
-_TABLE_SIZE: Final = 4096
-_HEADERS: Final = tuple(b"%05d" % size for size in range(_TABLE_SIZE))
+TABLE_SIZE: Final = 4096
+HEADERS: Final = tuple(b"%05d" % size for size in range(TABLE_SIZE))
+"""The headers of payloads shorter than ``TABLE_SIZE``, by their length."""
 
 
 class FrameError(ValueError):
@@ -77,8 +78,8 @@ def encode_frame(payload: bytes) -> bytes:
     if type(payload) is not bytes and not isinstance(payload, bytes):
         raise TypeError(f"a payload is bytes, not {type(payload).__name__}")
     size = len(payload)
-    if size < _TABLE_SIZE:
-        return _HEADERS[size] + payload
+    if size < TABLE_SIZE:
+        return HEADERS[size] + payload
     if size > MAX_PAYLOAD:
         raise ValueError(f"a payload of {size} bytes is over the {MAX_PAYLOAD} that a frame holds")
     return b"%05d%b" % (size, payload)
@@ -102,21 +103,29 @@ def encode_frames(payloads: Sequence[bytes]) -> bytes:
         parts[1::2] = payloads
         try:
             # Every step of this runs inside the interpreter's C loops.
-            parts[::2] = map(_HEADERS.__getitem__, map(len, payloads))
+            parts[::2] = map(HEADERS.__getitem__, map(len, payloads))
             return b"".join(parts)
         except IndexError:  # longer than the table
             pass
     return b"".join(map(encode_frame, payloads))
 
 
-_NOTHING: Final[dict[bytes, int]] = {}
+_NOTHING: Final = (b"",) * TABLE_SIZE
+
+
+@functools.cache
+def _header_table(min_payload: int, max_payload: int) -> tuple[bytes, ...]:
+    """The headers of short payloads by length; empty where a decoder with these limits takes none."""
+    return tuple(
+        HEADERS[size] if min_payload <= size <= max_payload else b"" for size in range(TABLE_SIZE)
+    )
 
 
 @functools.cache
 def _length_table(min_payload: int, max_payload: int) -> dict[bytes, int]:
     """The lengths of the short headers that a decoder with these limits takes."""
-    stop = min(max_payload + 1, _TABLE_SIZE)
-    return {_HEADERS[size]: size for size in range(min_payload, stop)}
+    stop = min(max_payload + 1, TABLE_SIZE)
+    return {HEADERS[size]: size for size in range(min_payload, stop)}
 
 
 class FrameDecoder:
@@ -128,13 +137,14 @@ class FrameDecoder:
 
     A peer that waits for each reply sends one frame a read. Whoever serves such
     peers may look such a read up in ``alone``, which costs less than a call: if
-    ``alone.get(data[:5]) == len(data) - 5`` then ``data`` is one whole frame,
-    its payload is ``data[5:]``, and it is not to be fed.
+    ``alone[len(data) - 5] == data[:5]`` then ``data`` is one whole frame, its
+    payload is ``data[5:]``, and it is not to be fed. An ``IndexError`` says the
+    contrary.
 
     Attributes:
-        alone: lengths by header, of the short frames that would be taken whole
-            now; empty while part of a frame is held. To be read again after
-            each ``feed``.
+        alone: headers by length of the payload, of the short frames that would
+            be taken whole now; empty ones for the others, and for all while part
+            of a frame is held. To be read again after each ``feed``.
         error: what was wrong with the stream; None as long as nothing is.
         offset: where in what was fed the next byte to decode stands, from 0.
 
@@ -155,14 +165,25 @@ class FrameDecoder:
     FrameError("expected a digit of a length, got b'+'", 18)
     """
 
-    __slots__ = ("_held", "_lengths", "_max", "_min", "_need", "alone", "error", "offset")
+    __slots__ = (
+        "_held",
+        "_headers",
+        "_lengths",
+        "_max",
+        "_min",
+        "_need",
+        "alone",
+        "error",
+        "offset",
+    )
 
     def __init__(self, *, min_payload: int = 1, max_payload: int = MAX_PAYLOAD) -> None:
         if not 0 <= min_payload <= max_payload <= MAX_PAYLOAD:
             raise ValueError(
                 f"limits of {min_payload} to {max_payload} bytes are not within 0 to {MAX_PAYLOAD}"
             )
-        self.alone = self._lengths = _length_table(min_payload, max_payload)
+        self._lengths = _length_table(min_payload, max_payload)
+        self.alone = self._headers = _header_table(min_payload, max_payload)
         self._min = min_payload
         self._max = max_payload
         self.offset = 0
@@ -195,7 +216,7 @@ class FrameDecoder:
             return []
         data = bytes(self._held)
         self._held = None
-        self.alone = self._lengths
+        self.alone = self._headers
         return self._decode(data)
 
     def finish(self) -> None:

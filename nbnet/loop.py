@@ -140,6 +140,9 @@ class Loop:
         limits: the bounds to keep.
         edge: whether to ask the poller for edge-triggered events.
         secure: wraps an accepted socket in TLS; without, connections are plain.
+        read, write: what reads from and writes to a descriptor of a plain
+            connection, as ``os.read`` and ``os.write`` do, which cost less than
+            a socket's methods; without, those are called.
         pool: threads for a handler that blocks; its ``on_done`` sets the wake-up.
         publish: called now and then with what has been counted.
 
@@ -159,6 +162,8 @@ class Loop:
         limits: Limits,
         edge: bool = False,
         secure: Callable[[Any], SecureSocket] | None = None,
+        read: Callable[[int, int], bytes] | None = None,
+        write: Callable[[int, bytes], int] | None = None,
         pool: Pool | None = None,
         publish: Callable[[Counters], None] | None = None,
     ) -> None:
@@ -179,6 +184,11 @@ class Loop:
             listeners, poller=poller, clock=clock, limits=limits, counters=self.counters
         )
         self._channels: dict[int, Channel] = {}
+        channels = self._channels
+        if read is None or write is None or secure is not None:
+            read = lambda fd, size: channels[fd].socket.recv(size)  # noqa: E731
+            write = lambda fd, data: channels[fd].socket.send(data)  # noqa: E731
+        self._recv, self._send = read, write
         self._ended: list[Channel] = []  # to be closed after the batch
         self._ready: dict[Channel, None] = {}  # in order; has work without an event
         self._callbacks: dict[int, Callable[[], object]] = {wake_up.fileno(): wake_up.clear}
@@ -253,7 +263,8 @@ class Loop:
     def _turn(self, events: list[tuple[int, int]]) -> None:
         """Deal with one batch of events."""
         channels, now = self._channels, self._now
-        reading = State.READING
+        reading, readable = State.READING, READ  # locals are found sooner
+        read, write = self._recv, self._send
         read_on = self._read_on
         received = sent_bytes = 0
         accept = False
@@ -265,21 +276,21 @@ class Loop:
         if not self._turns % SAMPLED:
             self._sample(events)
         for fd, mask in events:
-            channel = channels.get(fd)
-            if channel is None:
+            try:
+                channel = channels[fd]
+            except KeyError:
                 callback = self._callbacks.get(fd)
                 if callback is None:
                     accept = True  # last: see the rules
                 else:
                     calls.append(callback)
                 continue
-            if mask != READ or channel.state is not reading:
+            if mask != readable or channel.state is not reading:
                 self._handle(channel, mask)
                 continue
             # Nearly every event ends up here: a request came, its reply goes.
-            socket = channel.socket
             try:
-                data = socket.recv(channel.read_size)
+                data = read(fd, channel.read_size)
             except BlockingIOError:
                 self._ask_for_tls(channel)
                 continue
@@ -291,14 +302,26 @@ class Loop:
                 self._receive_eof(channel)
                 continue
             received += size
-            replies = channel.receive(data, now)
-            if channel.state is not reading:
-                channel.block(replies, now)
-                self._flush(channel)
+            replies = channel.receive_one(data, now)
+            if not replies:
+                if replies is None:
+                    replies = channel.receive_any(data, now)
+                if channel.state is not reading:
+                    channel.block(replies, now)
+                    self._flush(channel)
+                    continue
+                if channel.frame_since is not None:
+                    self._watch(channel)
+            if size == channel.read_size:  # a shorter read has taken all there was
+                channel.read_size = READ_SIZE
+                if read_on:
+                    self._ready[channel] = None
+            if not replies:
                 continue
             try:
-                sent = socket.send(replies) if replies else 0
+                sent = write(fd, replies)
             except BlockingIOError:
+                self._ask_for_tls(channel)
                 sent = 0
             except OSError as error:
                 self._lose(channel, error)
@@ -307,12 +330,6 @@ class Loop:
             if sent != len(replies):
                 channel.block(memoryview(replies)[sent:], now)
                 self._settle(channel)
-            elif channel.frame_since is not None:
-                self._watch(channel)
-            if size == channel.read_size:  # a shorter read has taken all there was
-                channel.read_size = READ_SIZE
-                if read_on:
-                    self._ready[channel] = None
         counters = self.counters
         counters.received_bytes += received
         counters.sent_bytes += sent_bytes

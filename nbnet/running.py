@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
 import time
@@ -59,6 +60,8 @@ def open_loop(
             limits=limits,
             edge=settings.edge,
             secure=secure,
+            read=os.read,
+            write=os.write,
             pool=pool,
             publish=publish,
         )

@@ -162,7 +162,7 @@ def test_an_end_inside_a_frame_is_an_error(stream: bytes, size: int) -> None:
 
 def test_a_frame_alone_in_a_read_can_be_looked_up() -> None:
     def is_alone(data: bytes) -> bool:
-        return decoder.alone.get(data[:5]) == len(data) - 5
+        return decoder.alone[len(data) - 5] == data[:5]
 
     decoder = FrameDecoder()
     assert is_alone(b"00003abc")
