@@ -25,6 +25,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from io import BytesIO
+from itertools import repeat
 from typing import Final
 
 HEADER_SIZE: Final = 5
@@ -95,9 +96,10 @@ def encode_frames(payloads: Sequence[bytes]) -> bytes:
     >>> encode_frames([b"abc", b""])
     b'00003abc00000'
     """
-    if set(map(type, payloads)) == {bytes}:
-        count = len(payloads)
-        if payloads.count(payloads[0]) == count:  # as for the decoder: a run of equal ones
+    count = len(payloads)
+    if count and list(map(type, payloads)).count(bytes) == count:
+        # As for the decoder: a run of equal ones.
+        if payloads[0] == payloads[-1] and payloads.count(payloads[0]) == count:
             return encode_frame(payloads[0]) * count
         parts = [b""] * (2 * count)
         parts[1::2] = payloads
@@ -245,45 +247,49 @@ class FrameDecoder:
                 return [frame[HEADER_SIZE:]] * times
         stream = BytesIO(data)  # shares the bytes; its read() is the cheapest cut there is
         read = stream.read
-        lengths = self._lengths
         payloads: list[bytes] = []
-        append = payloads.append
-        length = 0  # of the last payload
+        # Each step of this asks the one before for its next result: a header is
+        # read, then a payload of its length, all inside the interpreter's C loops.
+        headers = map(read, repeat(HEADER_SIZE))
+        cuts = map(read, map(self._lengths.__getitem__, headers))
         while True:
             try:
-                while True:
-                    header = read(HEADER_SIZE)
-                    length = lengths[header]
-                    append(read(length))
-            except KeyError:
-                pass  # the end, or a header that the table does not have
-            if length and len(payloads[-1]) < length:
-                # Only the last payload of the data can be short: it is not whole.
-                start = len(data) - HEADER_SIZE - len(payloads.pop())
-                self._hold(data, start, HEADER_SIZE + length)
-                return payloads
-            if not header:  # the data ends where a frame does
-                self.offset += len(data)
+                payloads.extend(cuts)
+            except KeyError as error:  # the end, or a header that the table does not have
+                header: bytes = error.args[0]
+            if not header:
+                self._end_data(data, payloads)
                 return payloads
             start = stream.tell() - len(header)
             while data.startswith(b"\r\n", start):
                 start += 2
             header = data[start : start + HEADER_SIZE]
             try:
-                parsed = self._parse(header, start)
+                length = self._parse(header, start)
             except FrameError as error:
                 self.error = error
                 self._hold(data, start, 0)
                 return payloads
-            if parsed is None:
+            if length is None:
                 if header:
                     self._hold(data, start, len(header) + 1)
                 else:
                     self.offset += len(data)
                 return payloads
-            length = parsed
             stream.seek(start + HEADER_SIZE)
-            append(read(length))
+            payloads.append(read(length))
+
+    def _end_data(self, data: bytes, payloads: list[bytes]) -> None:
+        """The data is cut up; its last payload may not be whole, and is then taken back."""
+        if payloads:
+            start = len(data) - HEADER_SIZE - len(payloads[-1])
+            header = data[start : start + HEADER_SIZE]
+            length = self._lengths.get(header) or int(header)
+            if len(payloads[-1]) < length:
+                payloads.pop()
+                self._hold(data, start, HEADER_SIZE + length)
+                return
+        self.offset += len(data)
 
     def _hold(self, data: bytes, start: int, need: int) -> None:
         """Keep what stands from ``start`` on until ``need`` bytes of it are there."""
