@@ -117,7 +117,7 @@ _NOTHING: Final = (b"",) * TABLE_SIZE
 
 @functools.cache
 def _header_table(min_payload: int, max_payload: int) -> tuple[bytes, ...]:
-    """The headers of short payloads by length; empty where a decoder with these limits takes none."""
+    """The headers of short payloads by length; empty where these limits allow none."""
     return tuple(
         HEADERS[size] if min_payload <= size <= max_payload else b"" for size in range(TABLE_SIZE)
     )
@@ -168,8 +168,8 @@ class FrameDecoder:
     """
 
     __slots__ = (
-        "_held",
         "_headers",
+        "_held",
         "_lengths",
         "_max",
         "_min",

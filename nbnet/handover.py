@@ -32,7 +32,12 @@ from nbnet.pollers import READ, WRITE
 log = logging.getLogger("nbnet")
 
 MOVES_PER_TURN: Final = 64
-"""Connections that move in one turn: some milliseconds for everybody else."""
+"""Connections that leave in one turn: some milliseconds for everybody else. With
+very many it is a part of them, since their turns are long as well."""
+PART: Final = 16
+"""That part: one in so many."""
+ARRIVALS_PER_TURN: Final = 256
+"""Connections that arrive in one turn."""
 _HEADER: Final = struct.Struct("=III")  # lengths of the JSON, unread, unsent
 _READ_SIZE: Final = 256 * 1024
 
@@ -113,13 +118,15 @@ class Departure:
         loop.each_turn(self._move_some)
 
     def _move_some(self) -> bool:
-        if self._blocked:
-            return False
         loop, moved = self._loop, 0
+        # Who has just come is served before it goes on, however fast reloads follow.
+        if self._blocked or loop.arrivals:
+            return False
         try:
             if self._rest:
                 self._rest = self._rest[self._link.send(self._rest) :]
-            while not self._rest and moved < MOVES_PER_TURN:
+            most = max(MOVES_PER_TURN, loop.connections // PART)
+            while not self._rest and moved < most:
                 channel = next(loop.movable(), None)
                 if channel is None:
                     break
@@ -169,14 +176,22 @@ class Arrival:
         self._records = Records()
         self._descriptors: deque[int | None] = deque()
         loop.watch(link.fileno(), READ, self._receive)
+        loop.arrivals += 1
 
     def _receive(self) -> None:
+        # The kernel ends a read where a socket came with it, so each gives one.
+        for _ in range(ARRIVALS_PER_TURN):
+            if not self._receive_some():
+                return
+
+    def _receive_some(self) -> bool:
+        """Read once; whether there may be more."""
         try:
             data, descriptors, flags, _ = socket.recv_fds(
-                self._link, _READ_SIZE, MOVES_PER_TURN, socket.MSG_CMSG_CLOEXEC
+                self._link, _READ_SIZE, 1, socket.MSG_CMSG_CLOEXEC
             )
         except BlockingIOError:
-            return
+            return False
         except OSError:  # the other process died; what it had is gone with it
             data, descriptors, flags = b"", [], 0
         self._descriptors.extend(descriptors)
@@ -192,5 +207,7 @@ class Arrival:
             connection.setblocking(False)
             self._loop.adopt(connection, peer, requests=requests, unread=unread, unsent=unsent)
         if not data:
+            self._loop.arrivals -= 1
             self._loop.unwatch(self._link.fileno())
             self._link.close()
+        return bool(data)

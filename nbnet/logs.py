@@ -177,8 +177,8 @@ class RateLimit(logging.Filter):
     """Lets so many records of a kind through in any stretch of time.
 
     Of a kind are those with the same logger, level and message before its
-    arguments are put in. DEBUG and below is never limited: who asks for it
-    wants it all. The next record let through has the number of those that were
+    arguments are put in. What is less than a warning is never limited: who asks
+    for it wants it all. The next record let through has the number of those that were
     not in its attribute ``left_out``, which the formatters here add to the
     message.
 
@@ -211,7 +211,7 @@ class RateLimit(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether the record is let through; marks it if others were not."""
-        if record.levelno <= logging.DEBUG:
+        if record.levelno < logging.WARNING:
             return True
         # Anything may be a message, and what is no text is not made one here: it may raise.
         template = record.msg if isinstance(record.msg, str) else type(record.msg).__name__

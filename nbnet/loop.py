@@ -149,6 +149,7 @@ class Loop:
     Attributes:
         counters: what has been counted so far, but for the requests answered on
             connections still open: see ``count``.
+        arrivals: processes that are handing their connections over to this one.
     """
 
     def __init__(
@@ -168,6 +169,7 @@ class Loop:
         publish: Callable[[Counters], None] | None = None,
     ) -> None:
         self.counters = Counters()
+        self.arrivals = 0
         self._handler = handler
         self._takes_context = takes_context(handler)
         self._poller = poller
@@ -242,7 +244,7 @@ class Loop:
         try:
             self._acceptor.resume()
             self._now = clock()
-            while self._give_up == math.inf or self._channels:
+            while self._give_up == math.inf or self._channels or self.arrivals:
                 hurry = self._ready or self._hurry
                 timeout = 0 if hurry else self._look_at - self._now
                 events = poll(max(0, timeout), MAX_EVENTS)
@@ -610,10 +612,13 @@ class Loop:
                     yield channel
 
     def will_be_movable(self) -> bool:
-        """Whether threads still work for a connection that can be taken over after that."""
-        return self._secure is None and any(
-            channel.state in (State.WORKING, State.DELIVERING)
-            for channel in self._channels.values()
+        """Whether more can be taken over later: threads still work for it, or it is yet to come."""
+        return self._secure is None and (
+            self.arrivals > 0
+            or any(
+                channel.state in (State.WORKING, State.DELIVERING)
+                for channel in self._channels.values()
+            )
         )
 
     def move_out(self, channel: Channel) -> None:
@@ -643,6 +648,8 @@ class Loop:
         self.counters.requests -= requests  # counted there, and again when it ends
         channel.requests = requests
         channel.unpack(unread, unsent, self._now)
+        if self._give_up != math.inf:  # it has come too late
+            channel.stop(self._now)
         self._flush(channel)
 
     # Time and the end ------------------------------------------------------------

@@ -53,6 +53,9 @@ LONGEST_PAUSE: Final = 10.0
 """... up to this; after as long in good health it starts from the first again."""
 GRACE: Final = 2.0
 """Seconds beyond what a worker was given to end in, before it is killed."""
+HANDOVER_SECONDS: Final = 60.0
+"""How long an old worker may take to hand its connections over before it is told
+to end with what it still has."""
 FORCED_GRACE: Final = 0.5
 """The same at the second signal."""
 
@@ -162,6 +165,7 @@ class Supervisor:
         self._wake_up = WakeUp()
         self._signals: deque[int] = deque()
         self._to_reload: deque[Slot] = deque()
+        self._link: socket.socket | None = None  # on which the old one hands over
         self._reloading = False
         self._reload_asked = False
         self._started = False
@@ -317,10 +321,9 @@ class Supervisor:
         if slot.serving is None:  # dead just now: the next start reads the new settings
             slot.start_at = time.monotonic()
             return
-        here, there = socket.socketpair()
+        self._link, there = socket.socketpair()
         slot.next = self._start(slot, there)
         there.close()
-        self._link = here
 
     def _replace(self, slot: Slot, process: Process) -> None:
         """The new process of a slot serves: have the old one hand over."""
@@ -328,13 +331,18 @@ class Supervisor:
         slot.start_at = math.inf
         if old is not None:
             slot.leaving.append(old)
-            old.end_at = time.monotonic() + old.drain
+            old.end_at = time.monotonic() + HANDOVER_SECONDS
             if old.control is not None:
                 old.control.send({"hand over": True}, self._link)
-        self._link.close()
+        self._close_link()
+
+    def _close_link(self) -> None:
+        if self._link is not None:
+            self._link.close()
+            self._link = None
 
     def _reload_failed(self, reason: str) -> None:
-        self._link.close()
+        self._close_link()
         if self._stops:
             return
         log.error("not reloaded, the old workers go on: %s", reason)
@@ -399,6 +407,8 @@ class Supervisor:
         for number in (signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         ours.close()
+        if self._link is not None:  # or its end would never be seen
+            self._link.close()
         for process in self._processes.values():
             if process.control is not None:
                 process.control.close()
@@ -453,6 +463,7 @@ class Supervisor:
             if process.control is not None:
                 process.control.close()
         self._processes.clear()
+        self._close_link()
         for bound in self._bounds:
             bound.close()
         self._selector.close()

@@ -311,6 +311,13 @@ def test_uvloop_645_a_stale_event_does_not_reach_the_next_owner_of_a_descriptor(
     """
     leaver, other = scene.connect(), scene.connect()
     newcomers: list[socket.socket] = []
+    numbers: list[int] = []
+    amid_the_batch: list[tuple[int, int]] = []
+
+    def handler(payload: bytes) -> bytes:
+        if payload == b"a":
+            amid_the_batch.append((scene.accepted[0].closes, len(scene.accepted)))
+        return payload[::-1]
 
     def one_batch() -> None:
         leaver.close()
@@ -331,13 +338,14 @@ def test_uvloop_645_a_stale_event_does_not_reach_the_next_owner_of_a_descriptor(
         assert (third.fileno(), third.closes) == (numbers[0], 0)
         scene.injected = [(third.fileno(), READ | WRITE | ERROR)]
 
-    numbers: list[int] = []
     loop = scene.run(
         lambda: numbers.append(scene.accepted[0].fileno()),
         one_batch,
         stale,
         lambda: newcomers[0].send(b"00002hi"),
+        handler=handler,
     )
+    assert amid_the_batch == [(0, 2)]  # nothing closed nor accepted before its end
     assert newcomers[0].recv(100) == b"00002ih"
     assert other.recv(100) == b"00001a"
     assert loop.counters.accepted == 3
@@ -978,11 +986,12 @@ def test_redis_cve_2025_21605_a_peer_that_never_reads_does_not_fill_the_memory(
 ) -> None:
     """CVE-2025-21605 of redis: 3.46 MB of requests came to 4.66 GB of replies held.
 
-    Whoever does not read is not read from: of replies a thousand times as large as
-    the requests no more is held than the limit and what 128 requests come to.
+    Whoever does not read is not read from, whether it sends much at a time or little:
+    of replies a thousand times as large as the requests no more is held than the limit
+    and what 128 requests come to.
     """
     size, high_water = 10_000, 100_000
-    peer, other = scene.connect(), scene.connect()
+    peer, drip, other = (scene.connect() for _ in range(3))
     request = b"00001#" * 10_000
     sent = 0
     unsent: list[int] = []
@@ -999,18 +1008,20 @@ def test_redis_cve_2025_21605_a_peer_that_never_reads_does_not_fill_the_memory(
 
     def ask() -> None:
         unsent.append(scene.loop.counters.unsent)
+        drip.send(b"00001#" * 10)
         other.send(b"00001a")
 
     loop = scene.run(
         fill_a_read,
         *[send_all_that_goes, ask] * 20,
         peer.close,
+        drip.close,
         handler=lambda payload: bytes(size) if payload == b"#" else payload,
         high_water=high_water,
         low_water=1000,
     )
     assert sent > 60_000
-    assert high_water < max(unsent) <= high_water + 128 * (size + HEADER_SIZE)
+    assert high_water < max(unsent) <= 2 * high_water + (128 + 10) * (size + HEADER_SIZE)
     assert loop.counters.sent_bytes < 10 * high_water
     assert other.recv(1000) == b"00001a" * 20
 
@@ -1025,7 +1036,9 @@ def test_gnet_a_half_close_gets_the_replies_to_all_that_was_sent(
     are more than the kernel takes, by a server that runs as people run it.
     """
     (tmp_path / "much.py").write_text("def handle(payload):\n    return payload * 50_000\n")
-    with serving("--handler", "much:handle", *arguments, cwd=tmp_path) as server:
+    # So that the end is read long before the replies are.
+    options = ["--handler", "much:handle", "--high-water", "100MiB", *arguments]
+    with serving(*options, cwd=tmp_path) as server:
         assert server.ask(b"00001a" * 300) == (b"50000" + b"a" * 50_000) * 300
         assert server.ask(b"00001a0000") == b"50000" + b"a" * 50_000
 

@@ -222,3 +222,48 @@ def test_if_nobody_takes_them_the_connections_stay(listener: socket.socket) -> N
             newcomer.sendall(b"00001b")
             assert read(newcomer, 6) == b"00001b"
         old.end()
+
+
+def test_connections_that_arrive_while_others_leave_move_on(listener: socket.socket) -> None:
+    """A reload right after a reload: the process in the middle waits for all to come."""
+    first, middle, last = (Running(listener) for _ in range(3))
+    for running in (middle, last):
+        running.do(lambda running=running: running.loop.hold_accepting(True))  # type: ignore[misc]
+    peers = [connect(listener) for _ in range(MOVES_PER_TURN + 5)]
+    try:
+        for peer in peers:
+            peer.sendall(b"00003abc00004de")
+            assert read(peer, 8) == b"00003cba"
+        ends = [socket.socketpair() for _ in range(2)]
+        last.do(lambda: Arrival(last.loop, ends[1][1]))
+        middle.do(lambda: Arrival(middle.loop, ends[0][1]))
+        middle.do(lambda: Departure(middle.loop, ends[1][0], lambda _: middle.loop.stop()))
+        first.do(lambda: Departure(first.loop, ends[0][0], lambda _: first.loop.stop()))
+        first.end()
+        middle.thread.join()
+        middle.end()
+        for peer in peers:
+            peer.sendall(b"fg")
+            assert read(peer, 9) == b"00004gfed"
+    finally:
+        for peer in peers:
+            peer.close()
+        last.end()
+    assert last.loop.counters.adopted == len(peers)
+
+
+def test_what_arrives_at_a_loop_that_stops_is_answered_and_ended(listener: socket.socket) -> None:
+    old, new = Running(listener), Running(listener)
+    new.do(lambda: new.loop.hold_accepting(True))
+    with connect(listener) as peer:
+        peer.sendall(b"00003abc00004de")
+        assert read(peer, 8) == b"00003cba"
+        ours, theirs = socket.socketpair()
+        new.do(lambda: Arrival(new.loop, theirs))
+        new.do(new.loop.stop)
+        old.do(lambda: Departure(old.loop, ours, lambda _: old.loop.stop()))
+        old.end()
+        peer.sendall(b"fg")
+        assert read(peer, 10) == b"00004gfed"  # and the end
+        new.end()
+    assert new.loop.counters.adopted == 1

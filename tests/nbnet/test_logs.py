@@ -226,13 +226,13 @@ def test_kinds_are_limited_apart_and_arguments_make_no_kind() -> None:
     assert limit.filter(record("%s was lost", "a"))
     assert limit.filter(record("%s failed", "a", name="nbnet.other"))
     assert limit.filter(record("%s failed", "a", levelno=logging.WARNING))
-    assert limit.filter(record("%s failed", "a", levelno=logging.INFO))
-    assert not limit.filter(record("%s failed", "a", levelno=logging.INFO))
+    assert not limit.filter(record("%s failed", "a", levelno=logging.WARNING))
 
 
 def test_debug_is_not_limited() -> None:
     limit = RateLimit(burst=1, clock=Clock())
     assert all(limit.filter(record(levelno=logging.DEBUG)) for _ in range(100))
+    assert all(limit.filter(record(levelno=logging.INFO)) for _ in range(100))
 
 
 def test_a_message_that_is_no_text_is_limited_by_its_type() -> None:
