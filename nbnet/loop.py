@@ -16,7 +16,8 @@ The rules:
   descriptor that is gone is dropped;
 * one read a connection a turn; who may have more to do without a further event
   (edge-triggered or decrypted input, requests that wait) is in the ready queue
-  and has its next turn after everybody else;
+  and has its next turn after everybody else. So has who sends much, once a turn
+  has taken enough of such connections: those that send little do not wait for it;
 * what a connection needs of the poller follows from its state, and is asked for
   when it is more; it is taken back only when an event shows that it costs.
 
@@ -28,6 +29,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Final, Protocol, cast
@@ -52,6 +54,9 @@ FIRST_READ_SIZE: Final = 479
 bytes, 33 of them its own, at hand; a larger buffer costs calls to malloc."""
 LAST_READS: Final = 16
 """Reads at most of a connection when the server stops."""
+LARGE_BUDGET: Final = 256 * 1024
+"""Bytes taken in one turn of connections that send much, more or less; then it is
+the turn of those that send little, however many the others are."""
 MAX_EVENTS: Final = 4096
 """Events taken in one batch; epoll's own default would stop at 1,023."""
 
@@ -192,7 +197,7 @@ class Loop:
             write = lambda fd, data: channels[fd].socket.send(data)  # noqa: E731
         self._recv, self._send = read, write
         self._ended: list[Channel] = []  # to be closed after the batch
-        self._ready: dict[Channel, None] = {}  # in order; has work without an event
+        self._ready: OrderedDict[Channel, None] = OrderedDict()  # has work without an event
         self._callbacks: dict[int, Callable[[], object]] = {wake_up.fileno(): wake_up.clear}
         self._each_turn: Callable[[], bool] | None = None
         self._hurry = False  # whether that has more to do without an event
@@ -201,6 +206,7 @@ class Loop:
         self._look_at = 0.0  # when deadlines are looked at; nothing is due before
         self._turns = 0
         self._shaken = 0  # steps of handshakes in this turn
+        self._taken = 0  # bytes, in this turn, of those that send much
         self._publish_at = math.inf
         self._stops_asked = 0
         self._give_up = math.inf  # when a stopping loop closes what is left
@@ -269,12 +275,14 @@ class Loop:
         read, write = self._recv, self._send
         read_on = self._read_on
         received = sent_bytes = 0
+        over = False
         accept = False
         calls: list[Callable[[], object]] = []
         self._turns += 1
-        self._shaken = 0
+        self._shaken = self._taken = 0
         if self._ready:
             self._resume_ready()
+            over = self._taken >= LARGE_BUDGET
         if not self._turns % SAMPLED:
             self._sample(events)
         for fd, mask in events:
@@ -291,6 +299,9 @@ class Loop:
                 self._handle(channel, mask)
                 continue
             # Nearly every event ends up here: a request came, its reply goes.
+            if over and channel.read_size == READ_SIZE:
+                self._put_off(channel)
+                continue
             try:
                 data = read(fd, channel.read_size)
             except BlockingIOError:
@@ -308,6 +319,8 @@ class Loop:
             if not replies:
                 if replies is None:
                     replies = channel.receive_any(data, now)
+                self._taken += size
+                over = self._taken >= LARGE_BUDGET
                 if channel.state is not reading:
                     channel.block(replies, now)
                     self._flush(channel)
@@ -455,6 +468,7 @@ class Loop:
             self._receive_eof(channel)
             return False
         self.counters.received_bytes += len(data)
+        self._taken += len(data)
         channel.read_size = READ_SIZE
         if channel.state is not State.LINGERING:
             channel.block(channel.receive(data, self._now), self._now)
@@ -468,18 +482,38 @@ class Loop:
         self._flush(channel)
 
     def _resume_ready(self) -> None:
-        """Give everybody in the ready queue one turn."""
-        ready, self._ready = self._ready, {}
-        for channel in ready:
+        """Give those in the ready queue one turn each, as far as the budget goes."""
+        ready = self._ready
+        for _ in range(len(ready)):  # who comes in again has the next turn
+            if self._taken >= LARGE_BUDGET or not ready:
+                return
+            channel, _ = ready.popitem(last=False)
             if channel.state is State.BUSY:
-                channel.block(channel.resume(self._now), self._now)
+                replies = channel.resume(self._now)
+                self._taken += len(replies)
+                channel.block(replies, self._now)
                 self._flush(channel)
                 if channel.state is State.BUSY:
                     self._ready[channel] = None
             elif channel.state is State.HANDSHAKING:
                 self._shake(channel)
             elif channel.state in READS:
-                self._read(channel)
+                more = self._read(channel)
+                if more and not channel.watched:
+                    ready[channel] = None
+                else:
+                    self._ask(channel)
+
+    def _put_off(self, channel: Channel) -> None:
+        """Have a connection that sends much wait for its turn in the ready queue.
+
+        The poller is not to tell of it again and again meanwhile: thousands that
+        are told of and not served would take the time of those that are.
+        """
+        self._ready[channel] = None
+        if channel.watched:
+            self._poller.unregister(channel.fd)
+            channel.watched = 0
 
     def _flush(self, channel: Channel) -> None:
         """Send what waits; the kernel may take all, part or nothing."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,7 @@ from nbnet.acceptor import PAUSE
 from nbnet.deadlines import TICK
 from nbnet.handlers import Handler, reverse
 from nbnet.limits import Limits
-from nbnet.loop import Loop
+from nbnet.loop import LARGE_BUDGET, READ_SIZE, Loop
 from nbnet.pollers import ERROR, READ, WRITE, DescriptorError
 
 
@@ -844,3 +845,51 @@ def test_a_peer_is_not_blamed_for_the_time_in_which_its_requests_waited(
     loop = run(kernel, handler=slow, frames_per_turn=1, frame_timeout=2.5)
     assert peer.received == b"00001a" * 5 + b"00001b"
     assert loop.counters.frame_timeouts == 0
+
+
+def test_those_who_send_little_do_not_wait_for_those_who_send_much(kernel: Kernel) -> None:
+    large = b"99999" + b"x" * 99_999
+    many = [kernel.connect() for _ in range(40)]
+    peer = kernel.connect()
+    turns: list[int] = []  # bytes that were taken of the others when the peer was answered
+
+    def taken() -> int:
+        return sum(each.taken for each in many)
+
+    def handler(payload: bytes) -> bytes:
+        if payload == b"small":
+            turns.append(taken())
+            if len(turns) < 10:
+                peer.inbox.append(b"00005small")
+        return payload
+
+    def begin() -> None:
+        for each in many:
+            each.inbox.append(large * 5)
+        peer.inbox.append(b"00005small")
+
+    run(kernel, begin, handler=handler)
+    assert len(turns) == 10
+    # Each of its turns came after some of what the others sent, not after a round of all.
+    steps = [after - before for before, after in itertools.pairwise(turns[2:])]
+    assert max(steps) <= LARGE_BUDGET + 2 * READ_SIZE
+    # And nobody was forgotten, nor much preferred.
+    assert all(each.received == large * 5 for each in many)
+
+
+def test_those_who_send_much_take_turns(kernel: Kernel) -> None:
+    large = b"99999" + b"x" * 99_999
+    many = [kernel.connect() for _ in range(20)]
+    spread: list[int] = []
+
+    def handler(payload: bytes) -> bytes:
+        taken = [each.taken for each in many]
+        spread.append(max(taken) - min(taken))
+        return payload
+
+    def begin() -> None:
+        for each in many:
+            each.inbox.append(large * 5)
+
+    run(kernel, begin, handler=handler)
+    assert max(spread) <= 3 * READ_SIZE
