@@ -467,9 +467,13 @@ class Loop:
         if not data:
             self._receive_eof(channel)
             return False
-        self.counters.received_bytes += len(data)
-        self._taken += len(data)
-        channel.read_size = READ_SIZE
+        size = len(data)
+        self.counters.received_bytes += size
+        self._taken += size
+        if size == channel.read_size:
+            channel.read_size = READ_SIZE
+        elif size < FIRST_READ_SIZE:
+            channel.read_size = FIRST_READ_SIZE  # it sends little again
         if channel.state is not State.LINGERING:
             channel.block(channel.receive(data, self._now), self._now)
             self._flush(channel)

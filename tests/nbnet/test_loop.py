@@ -16,7 +16,7 @@ from nbnet.acceptor import PAUSE
 from nbnet.deadlines import TICK
 from nbnet.handlers import Handler, reverse
 from nbnet.limits import Limits
-from nbnet.loop import LARGE_BUDGET, READ_SIZE, Loop
+from nbnet.loop import FIRST_READ_SIZE, LARGE_BUDGET, READ_SIZE, SAMPLED, Loop
 from nbnet.pollers import ERROR, READ, WRITE, DescriptorError
 
 
@@ -893,3 +893,22 @@ def test_those_who_send_much_take_turns(kernel: Kernel) -> None:
 
     run(kernel, begin, handler=handler)
     assert max(spread) <= 3 * READ_SIZE
+
+
+def test_who_was_sampled_or_once_sent_much_still_counts_as_sending_little(
+    kernel: Kernel, peer: FakeSocket
+) -> None:
+    kernel.edge = False  # else a message takes two turns, and the samples are of the others
+    sizes: list[int] = []
+    loop = kernel.loop()
+
+    def look() -> None:
+        sizes.append(loop._channels[peer.fd].read_size)
+
+    kernel.steps.append(lambda: peer.inbox.append(b"00500" + b"x" * 500))
+    kernel.steps.append(look)
+    for _ in range(2 * SAMPLED):
+        kernel.steps.append(lambda: peer.inbox.append(b"00001a"))
+    kernel.steps.extend([look, loop.stop])
+    loop.run()
+    assert sizes == [READ_SIZE, FIRST_READ_SIZE]
