@@ -207,6 +207,7 @@ class Loop:
         self._turns = 0
         self._shaken = 0  # steps of handshakes in this turn
         self._taken = 0  # bytes, in this turn, of those that send much
+        self._mixed = False  # whether others had events too, in the last turn
         self._publish_at = math.inf
         self._stops_asked = 0
         self._give_up = math.inf  # when a stopping loop closes what is left
@@ -275,14 +276,14 @@ class Loop:
         read, write = self._recv, self._send
         read_on = self._read_on
         received = sent_bytes = 0
-        over = False
+        over, mixed, large = False, self._mixed, 0
         accept = False
         calls: list[Callable[[], object]] = []
         self._turns += 1
         self._shaken = self._taken = 0
         if self._ready:
             self._resume_ready()
-            over = self._taken >= LARGE_BUDGET
+            over = mixed and self._taken >= LARGE_BUDGET
         if not self._turns % SAMPLED:
             self._sample(events)
         for fd, mask in events:
@@ -300,6 +301,7 @@ class Loop:
                 continue
             # Nearly every event ends up here: a request came, its reply goes.
             if over and channel.read_size == READ_SIZE:
+                large += 1
                 self._put_off(channel)
                 continue
             try:
@@ -319,8 +321,9 @@ class Loop:
             if not replies:
                 if replies is None:
                     replies = channel.receive_any(data, now)
+                large += 1
                 self._taken += size
-                over = self._taken >= LARGE_BUDGET
+                over = mixed and self._taken >= LARGE_BUDGET
                 if channel.state is not reading:
                     channel.block(replies, now)
                     self._flush(channel)
@@ -345,6 +348,8 @@ class Loop:
             if sent != len(replies):
                 channel.block(memoryview(replies)[sent:], now)
                 self._settle(channel)
+        if events:
+            self._mixed = large < len(events)
         counters = self.counters
         counters.received_bytes += received
         counters.sent_bytes += sent_bytes
