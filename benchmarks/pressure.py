@@ -9,8 +9,9 @@ under each abuse, and after it:
 * deaf: connections that ask for large replies and read none;
 * exhaustion: more connections than the server may have open files.
 
-Prints throughput beside that in peace, the server's memory, and how many
-hostile connections are open.
+Prints throughput as it begins (the deaf are served until the kernel holds no more
+for them), under it and after it beside that in peace, the server's memory, and
+how many hostile connections are open.
 """
 
 from __future__ import annotations
@@ -71,13 +72,13 @@ def measure(
     seconds: float,
     files: int | None = None,
 ) -> None:
-    """One abuse on a fresh server, in the middle third of a load that goes on."""
-    third = int(seconds)
-    with serving(*options, files=files) as server, loading(server.address, 50, 3 * third) as load:
-        time.sleep(third)
+    """One abuse on a fresh server, in the middle of a load that goes on."""
+    part = int(seconds)
+    with serving(*options, files=files) as server, loading(server.address, 50, 4 * part) as load:
+        time.sleep(part)
         at_rest = server.memory()
         peers = abuse(server.address, hostile)
-        time.sleep(third)
+        time.sleep(2 * part)
         under = server.memory()
         for peer in peers:
             peer.close()
@@ -85,14 +86,15 @@ def measure(
         if run["verdict"] != "OK: every reply verified":
             print(f"  {run['verdict']}")
         requests = [second["requests"] for second in run["series"]]
-        # The seconds in which the abuse begins and ends belong to neither.
-        before = statistics.median(requests[1 : third - 1])
-        during = statistics.median(requests[third + 1 : 2 * third - 1])
-        after = statistics.median(requests[2 * third + 1 :])
+        # A second in which one part goes over into another belongs to neither.
+        before, begin, during, after = (
+            statistics.median(requests[number * part + 1 : (number + 1) * part - 1])
+            for number in range(4)
+        )
         print(
             f"{name:<12}{len(peers):>6} hostile   in peace {before:>9,.0f}/s   "
-            f"under it {during / before:>5.0%}   after it {after / before:>5.0%}   "
-            f"memory {at_rest:.0f} to {under:.0f} MiB",
+            f"as it begins {begin / before:>5.0%}   under it {during / before:>5.0%}   "
+            f"after it {after / before:>5.0%}   memory {at_rest:.0f} to {under:.0f} MiB",
             flush=True,
         )
 
@@ -103,7 +105,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--hostile", type=int, default=5000)
-    parser.add_argument("--seconds", type=float, default=6.0, help="of each third of a run")
+    parser.add_argument("--seconds", type=float, default=6.0, help="of each quarter of a run")
     options = parser.parse_args()
     raise_fd_limit()
     hostile, seconds = options.hostile, options.seconds
