@@ -66,6 +66,7 @@ def serving(*options: str, level: str = "error", files: int | None = None) -> It
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=limit,  # noqa: PLW1509  (there are no threads here)
+        cwd=Path(__file__).parent,  # handlers of the benchmarks are found by name
     ) as process:
         try:
             yield Server(process)
