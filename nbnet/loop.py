@@ -575,11 +575,15 @@ class Loop:
         mask = channel.wants or INTEREST[channel.state]
         if mask in (0, channel.watched):
             return
-        if channel.watched:
-            self._poller.modify(channel.fd, mask | self._trigger)
+        try:
+            if channel.watched:
+                self._poller.modify(channel.fd, mask | self._trigger)
+            else:
+                self._poller.register(channel.fd, mask | self._trigger)
+        except OSError as error:  # the kernel may be out of memory
+            self._lose(channel, error)
         else:
-            self._poller.register(channel.fd, mask | self._trigger)
-        channel.watched = mask
+            channel.watched = mask
 
     def _ask_for_tls(self, channel: Channel) -> None:
         """The socket said "not yet"; under TLS that may be for want of another event."""
@@ -630,7 +634,8 @@ class Loop:
             secure=self._secure is not None,
             pool=self._pool,
         )
-        self._ask(channel)
+        channel.watched = INTEREST[channel.state]
+        self._poller.register(channel.fd, channel.watched | self._trigger)
         self._channels[channel.fd] = channel
         self.counters.connections += 1
         self._watch(channel)

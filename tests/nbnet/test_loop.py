@@ -912,3 +912,26 @@ def test_who_was_sampled_or_once_sent_much_still_counts_as_sending_little(
     kernel.steps.extend([look, loop.stop])
     loop.run()
     assert sizes == [READ_SIZE, FIRST_READ_SIZE]
+
+
+def test_a_connection_that_cannot_be_watched_again_ends_alone(
+    kernel: Kernel, peer: FakeSocket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = kernel.connect()
+    real = kernel.modify
+
+    def modify(fd: int, eventmask: int, /) -> None:
+        if fd == peer.fd:
+            raise error(errno.ENOMEM)
+        real(fd, eventmask)
+
+    monkeypatch.setattr(kernel, "modify", modify)
+    peer.room = other.room = 3
+    run(
+        kernel,
+        lambda: peer.inbox.append(b"00001a"),
+        lambda: other.inbox.append(b"00001b"),
+        lambda: setattr(other, "room", 100),
+    )
+    assert peer.closed
+    assert other.received == b"00001b"
