@@ -371,8 +371,10 @@ class Connection:
         pool, jobs = self._pool, self._jobs
         assert pool is not None
         if self.state is State.DELIVERING:
-            if not jobs:
-                self._move(Event.MORE if self.waiting else Event.CAUGHT_UP)
+            if not jobs and self.waiting:
+                self._move(Event.MORE)
+            elif not jobs:
+                self._caught_up(now)
             return
         if self.state is State.WRITING and self.waiting:
             self._move(Event.MORE)
@@ -396,7 +398,7 @@ class Connection:
             self._report(self._decoder.error)
             self._move(Event.FAULT)
             return
-        if self.state in (State.BUSY, State.WORKING):
+        if self.state in (State.BUSY, State.WORKING, State.DELIVERING):
             self._move(Event.CAUGHT_UP)
             self._read_again(now)
         if self._eof:

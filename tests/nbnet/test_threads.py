@@ -193,6 +193,34 @@ def test_a_fault_behind_requests_that_threads_have_is_acted_on_after_them() -> N
     assert served.state is State.FLUSHING
 
 
+def delivering(stream: bytes) -> tuple[Connection, FakePool]:
+    """A connection whose first reply the kernel refused while a thread has its last request."""
+    pool = FakePool(window=2)
+    served = connection(pool)
+    served.receive(stream, 1.0)
+    pool.run()
+    served.block(collect(served, pool), 1.0)
+    assert served.state is State.DELIVERING
+    pool.run()
+    return served, pool
+
+
+def test_a_fault_is_acted_on_although_replies_were_refused_before_the_last_one() -> None:
+    served, pool = delivering(b"00001a00001bX")
+    served.block(collect(served, pool), 1.0)
+    assert served.state is State.FLUSHING
+    assert served.unsent == b"00001a00001b"
+    assert served._counters.protocol_errors == 1
+
+
+def test_a_stop_is_acted_on_although_replies_were_refused_before_the_last_one() -> None:
+    served, pool = delivering(b"00001a00001b")
+    served.stop(1.0)
+    served.block(collect(served, pool), 1.0)
+    assert served.state is State.FLUSHING
+    assert served.unsent == b"00001a00001b"
+
+
 class Peer(RuleBasedStateMachine):
     """Anything may happen at any time: the table is kept and no reply is lost."""
 
