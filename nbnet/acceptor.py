@@ -105,6 +105,7 @@ class Acceptor:
         self._watched = False
         self._failing = False  # said in the log once, until it works again
         self._held = False
+        self._expected = 0  # connections that are to be adopted
         self._closed = False
 
     def resume(self) -> None:
@@ -136,7 +137,8 @@ class Acceptor:
         for _ in range(ACCEPTS_PER_TURN):
             if not self._watched:
                 return  # an event from before they were left alone
-            full = 0 < self._limits.max_connections <= self._counters.connections
+            taken = self._counters.connections + self._expected
+            full = 0 < self._limits.max_connections <= taken
             if full and not self._limits.refuse:
                 self._pause(math.inf)  # until one ends
                 return
@@ -175,8 +177,15 @@ class Acceptor:
         if not self._watched and self.again == math.inf:
             self.resume()
 
+    def expect(self, count: int) -> None:
+        """Leave room for so many connections that another process has accepted."""
+        self._expected = count
+        if not self._watched and self.again == math.inf:
+            self.resume()
+
     def adopted(self, peer: Target | str) -> None:
         """A connection that another process has accepted is here now, whatever the caps."""
+        self._expected = max(0, self._expected - 1)
         if self._limits.max_per_ip:
             self._from[_host(peer)] += 1
 

@@ -12,11 +12,12 @@ The rules:
   kernel has it;
 * both processes go on serving: a few connections move each turn;
 * if the new process is gone before all have moved, the old one goes on with
-  what it still has, newcomers included.
+  what it still has, newcomers included; the one on its way is lost.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import socket
@@ -27,7 +28,7 @@ from typing import Final
 
 from nbnet.loop import Loop
 from nbnet.notation import Target
-from nbnet.pollers import READ, WRITE
+from nbnet.pollers import READ, WRITE, DescriptorError
 
 log = logging.getLogger("nbnet")
 
@@ -136,18 +137,30 @@ class Departure:
                 moved += 1
                 self._rest = record[sent:]
         except BlockingIOError:
-            self._blocked = True
-            loop.watch(self._link.fileno(), WRITE, self._unblock)
-            return False
+            return self._block()
         except OSError as error:
-            log.warning("the connections stay: who was to take them: %s", error.strerror)
-            self._end(False)
+            if error.errno == errno.ETOOMANYREFS:  # too many on their way: some will arrive
+                return True
+            self._fail(error)
             return False
         if self._rest or next(loop.movable(), None) is not None:
             return True
         if not loop.will_be_movable():
             self._end(True)
         return False
+
+    def _block(self) -> bool:
+        """Wait until the link takes more."""
+        try:
+            self._loop.watch(self._link.fileno(), WRITE, self._unblock)
+            self._blocked = True
+        except (DescriptorError, OSError) as error:
+            self._fail(error)
+        return False
+
+    def _fail(self, error: Exception) -> None:
+        log.warning("the connections stay, they cannot be handed over: %s", error)
+        self._end(False)
 
     def _unblock(self) -> None:
         self._blocked = False
@@ -167,9 +180,10 @@ class Arrival:
     Args:
         loop: the loop that is to have them; from its thread.
         link: a connected unix stream; closed at the end.
+        expected: how many will come, more or less; room is kept for them.
     """
 
-    def __init__(self, loop: Loop, link: socket.socket) -> None:
+    def __init__(self, loop: Loop, link: socket.socket, expected: int = 0) -> None:
         link.setblocking(False)
         self._loop = loop
         self._link = link
@@ -177,6 +191,7 @@ class Arrival:
         self._descriptors: deque[int | None] = deque()
         loop.watch(link.fileno(), READ, self._receive)
         loop.arrivals += 1
+        loop.expect(expected)
 
     def _receive(self) -> None:
         # The kernel ends a read where a socket came with it, so each gives one.
@@ -208,6 +223,7 @@ class Arrival:
             self._loop.adopt(connection, peer, requests=requests, unread=unread, unsent=unsent)
         if not data:
             self._loop.arrivals -= 1
+            self._loop.expect(0)
             self._loop.unwatch(self._link.fileno())
             self._link.close()
         return bool(data)

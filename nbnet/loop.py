@@ -210,6 +210,7 @@ class Loop:
         self._mixed = False  # whether others had events too, in the last turn
         self._publish_at = math.inf
         self._stops_asked = 0
+        self._leaving = False
         self._give_up = math.inf  # when a stopping loop closes what is left
 
     @property
@@ -229,6 +230,10 @@ class Loop:
         """
         self._stops_asked += 1
         self._wake_up.set()
+
+    def leave(self) -> None:
+        """End well, as at the first ``stop``, which may still come; from the loop's thread."""
+        self._leaving = True
 
     def watch(self, fd: int, mask: int, callback: Callable[[], object]) -> None:
         """Call back after a batch with an event of the mask; from the loop's thread."""
@@ -251,7 +256,11 @@ class Loop:
         try:
             self._acceptor.resume()
             self._now = clock()
-            while self._give_up == math.inf or self._channels or self.arrivals:
+            while (
+                self._give_up == math.inf
+                or self._channels
+                or (self.arrivals and self._now < self._give_up)
+            ):
                 hurry = self._ready or self._hurry
                 timeout = 0 if hurry else self._look_at - self._now
                 events = poll(max(0, timeout), MAX_EVENTS)
@@ -262,7 +271,7 @@ class Loop:
                     self._close_ended()
                 if self._now >= self._look_at:
                     self._keep_deadlines()
-                if self._stops_asked:
+                if self._stops_asked or self._leaving:
                     self._drain()
         finally:
             self._close_all()
@@ -284,7 +293,7 @@ class Loop:
         if self._ready:
             self._resume_ready()
             over = mixed and self._taken >= LARGE_BUDGET
-        if not self._turns % SAMPLED:
+        if self._pool is None and not self._turns % SAMPLED:
             self._sample(events)
         for fd, mask in events:
             try:
@@ -647,6 +656,10 @@ class Loop:
         """Leave newcomers to the other process that has the listeners, or take them again."""
         self._acceptor.hold(held)
 
+    def expect(self, count: int) -> None:
+        """Keep room for so many connections that are yet to be adopted."""
+        self._acceptor.expect(count)
+
     def each_turn(self, action: Callable[[], bool] | None) -> None:
         """Have something done after every turn; it says whether to go on without waiting."""
         self._each_turn = action
@@ -691,6 +704,7 @@ class Loop:
             channel = self._open(socket, peer)
         except (DescriptorError, OSError) as error:
             self._acceptor.reject(socket, peer, error)
+            self._look_by(self._acceptor.again)
             return
         self.counters.adopted += 1
         self.counters.requests -= requests  # counted there, and again when it ends

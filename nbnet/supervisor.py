@@ -219,12 +219,15 @@ class Supervisor:
 
     def _heard(self, process: Process) -> None:
         """A worker said something, or its end of the talk is closed."""
+        with contextlib.suppress(BlockingIOError):
+            self._hear(process)
+
+    def _hear(self, process: Process) -> None:
+        """As ``_heard``; raises ``BlockingIOError`` if there is nothing to hear."""
         assert process.control is not None
         heard = process.control.receive()
         if heard is None:
-            self._selector.unregister(process.control)
-            process.control.close()
-            process.control = None
+            self._hang_up(process)
             return
         message, _ = heard
         process.failure = message.get("failed", process.failure)
@@ -233,9 +236,15 @@ class Supervisor:
             process.drain = message["drain"]
             self._is_ready(process)
 
+    def _hang_up(self, process: Process) -> None:
+        if process.control is not None:
+            self._selector.unregister(process.control)
+            process.control.close()
+            process.control = None
+
     def _is_ready(self, process: Process) -> None:
         slot = process.slot
-        if slot.next is process:
+        if slot.next is process and not self._stops:
             self._replace(slot, process)
         if not self._started and all(
             each.serving is not None and each.serving.ready for each in self._slots
@@ -248,8 +257,11 @@ class Supervisor:
     def _ended(self, process: Process, code: int) -> None:
         """A child is gone; decide what that means."""
         slot, now = process.slot, time.monotonic()
-        while process.control is not None:  # its last words, then the end
-            self._heard(process)
+        with contextlib.suppress(BlockingIOError):
+            while process.control is not None:  # its last words
+                self._hear(process)
+        # What a handler has forked may have the other end for as long as it likes.
+        self._hang_up(process)
         del self._processes[process.pid]
         if process.row:
             self._board.retire(process.row)
@@ -262,6 +274,8 @@ class Supervisor:
         elif process is slot.next:
             slot.next = None
             self._reload_failed(process.failure or how)
+            if slot.serving is None and not self._stops:  # it died meanwhile
+                self._start_later(slot)
         else:
             slot.serving = None
             if self._stops:
@@ -279,8 +293,12 @@ class Supervisor:
                 f"cannot start: {process.failure}" if process.failure else how,
                 slot.pause,
             )
-            slot.start_at = now + slot.pause
-            slot.pause = min(2 * slot.pause, LONGEST_PAUSE)
+            self._start_later(slot)
+
+    @staticmethod
+    def _start_later(slot: Slot) -> None:
+        slot.start_at = time.monotonic() + slot.pause
+        slot.pause = min(2 * slot.pause, LONGEST_PAUSE)
 
     def _next_time(self) -> float:
         """When something is to be done even if nothing happens."""
@@ -292,8 +310,12 @@ class Supervisor:
         for slot in (*self._slots, self._metrics_slot):
             if now >= slot.start_at:
                 slot.start_at = math.inf
-                self._restarts += 1
-                slot.serving = self._start(slot)
+                try:
+                    slot.serving = self._start(slot)
+                    self._restarts += 1
+                except OSError as error:
+                    log.error("cannot start %s: %s", slot.name, error.strerror)  # noqa: TRY400
+                    self._start_later(slot)
         for process in self._processes.values():
             if now >= process.end_at:
                 self._end(process, now)
@@ -321,9 +343,12 @@ class Supervisor:
         if slot.serving is None:  # dead just now: the next start reads the new settings
             slot.start_at = time.monotonic()
             return
-        self._link, there = socket.socketpair()
-        slot.next = self._start(slot, there)
-        there.close()
+        try:
+            self._link, there = socket.socketpair()
+            with there:
+                slot.next = self._start(slot, there)
+        except OSError as error:
+            self._reload_failed(str(error.strerror))
 
     def _replace(self, slot: Slot, process: Process) -> None:
         """The new process of a slot serves: have the old one hand over."""
@@ -354,24 +379,40 @@ class Supervisor:
     # Processes -------------------------------------------------------------------
 
     def _start(self, slot: Slot, link: socket.socket | None = None) -> Process:
-        """Fork a process for a slot; in the child this does not return."""
+        """Fork a process for a slot; in the child this does not return.
+
+        Raises:
+            OSError: the kernel has no process or descriptor for it.
+        """
         is_worker = slot is not self._metrics_slot
-        row = self._rows.popleft() if is_worker else 0
+        old = slot.serving
+        expected = 0
+        if link is not None and old is not None and old.row in self._board.rows():
+            expected = self._board.rows()[old.row].connections
         ours, theirs = Control.pair()
+        row = self._rows.popleft() if is_worker else 0
         parent = os.getpid()
         sys.stdout.flush()
         sys.stderr.flush()
         # A signal that comes before the child has handlers of its own is to meet
         # none of ours.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            ours.close()
+            theirs.close()
+            if row:
+                self._rows.append(row)
+            raise
         if not pid:
             code = 1
             try:
                 die_with_parent(parent)
                 self._forget(slot, ours)
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
-                code = self._run_child(slot, theirs, link, row)
+                code = self._run_child(slot, theirs, link, expected, row)
             finally:
                 # Nothing of the parent's is to be unwound here.
                 os._exit(code)
@@ -382,7 +423,9 @@ class Supervisor:
         self._selector.register(ours, selectors.EVENT_READ, partial(self._heard, process))
         return process
 
-    def _run_child(self, slot: Slot, control: Control, link: socket.socket | None, row: int) -> int:
+    def _run_child(
+        self, slot: Slot, control: Control, link: socket.socket | None, expected: int, row: int
+    ) -> int:
         """What a child does; gives its exit code."""
         with self._in_child():
             try:
@@ -391,7 +434,8 @@ class Supervisor:
                     self._metrics.serve_forever()
                     return 0
                 publish = partial(self._board.publish, row)
-                return int(not run_worker(self._read, slot.sockets, control, link, publish))
+                served = run_worker(self._read, slot.sockets, control, link, expected, publish)
+                return int(not served)
             except BaseException:
                 log.critical("%s crashed", slot.name, exc_info=True)
                 return 1

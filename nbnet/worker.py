@@ -18,6 +18,7 @@ import contextlib
 import gc
 import json
 import logging
+import os
 import signal
 import socket
 from collections.abc import Callable, Sequence
@@ -35,6 +36,9 @@ log = logging.getLogger("nbnet")
 class Control:
     """One end of the talk between the supervisor and a worker: whole messages, maybe a socket.
 
+    Neither waits: the supervisor has others to hear, and the end of a worker may
+    stay open in a process that a handler has forked.
+
     >>> one, other = Control.pair()
     >>> one.send({"ready": True})
     >>> other.receive()
@@ -51,7 +55,8 @@ class Control:
     @classmethod
     def pair(cls) -> tuple[Self, Self]:
         """Two ends that are connected."""
-        one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        kind = socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK
+        one, other = socket.socketpair(socket.AF_UNIX, kind)
         return cls(one), cls(other)
 
     def fileno(self) -> int:
@@ -61,11 +66,15 @@ class Control:
     def send(self, message: dict[str, Any], passed: socket.socket | None = None) -> None:
         """Send a message, and a socket with it; nothing happens if the other end is gone."""
         descriptors = [] if passed is None else [passed.fileno()]
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError, BlockingIOError):
             socket.send_fds(self._connection, [json.dumps(message).encode()], descriptors)
 
     def receive(self) -> tuple[dict[str, Any], socket.socket | None] | None:
-        """Wait for a message; None when the other end is gone."""
+        """The next message; None when the other end is gone.
+
+        Raises:
+            BlockingIOError: there is none yet.
+        """
         try:
             data, descriptors, _, _ = socket.recv_fds(
                 self._connection, 65536, 1, socket.MSG_CMSG_CLOEXEC
@@ -86,6 +95,7 @@ def run_worker(
     listeners: Sequence[socket.socket],
     control: Control,
     link: socket.socket | None,
+    expected: int,
     publish: Callable[[Counters], None],
 ) -> bool:
     """Serve until told to end; say whether it could.
@@ -95,6 +105,7 @@ def run_worker(
         listeners: sockets to accept from; this process's copies are closed.
         control: to the supervisor.
         link: where the connections of the process come from that this one replaces.
+        expected: how many they are, more or less.
         publish: called now and then with what has been counted.
     """
     try:
@@ -107,19 +118,26 @@ def run_worker(
         open_loop(listeners, settings, publish) as (loop, wake_up),
         signals_stop(loop, wake_up, signal.SIGTERM),
     ):
+        # For the socket of a hand-over, however many files are open by then.
+        spare = [os.open(os.devnull, os.O_RDONLY)]
 
         def hear() -> None:
-            heard = control.receive()
+            while spare:
+                os.close(spare.pop())
+            try:
+                heard = control.receive()
+            except BlockingIOError:
+                return
             if heard is None:
                 loop.stop()  # the supervisor is gone
                 loop.unwatch(control.fileno())
             elif heard[1] is not None:
                 # Once they have moved, what is left has to end.
-                Departure(loop, heard[1], lambda well: loop.stop() if well else None)
+                Departure(loop, heard[1], lambda well: loop.leave() if well else None)
 
         loop.watch(control.fileno(), READ, hear)
         if link is not None:
-            Arrival(loop, link)
+            Arrival(loop, link, expected)
         control.send({"ready": True, "drain": settings.limits.drain})
         # What start-up allocated lives as long as the process: the garbage
         # collector need not walk it again and again.
