@@ -935,3 +935,50 @@ def test_a_connection_that_cannot_be_watched_again_ends_alone(
     )
     assert peer.closed
     assert other.received == b"00001b"
+
+
+def test_leaving_is_no_first_stop(kernel: Kernel, peer: FakeSocket) -> None:
+    """A server that handed over and is then stopped still gives its last peers their time."""
+    loop = kernel.loop(drain=5.0)
+    peer.room = 3
+    kernel.steps.append(lambda: peer.inbox.append(b"00001a"))
+
+    def leave() -> None:
+        loop.leave()
+        kernel.wake_up.set()
+
+    kernel.at(1.0, leave)
+    kernel.at(2.0, loop.stop)
+    kernel.at(3.0, lambda: setattr(peer, "room", 100))
+    kernel.at(3.5, lambda: peer.inbox.append(b""))
+    loop.run()
+    assert_nothing_is_left(kernel, loop)
+    assert peer.received == b"00001a"
+
+
+def test_a_loop_that_gave_up_does_not_wait_for_arrivals(kernel: Kernel) -> None:
+    loop = kernel.loop(drain=1.0)
+    loop.arrivals = 1
+    kernel.steps.append(loop.stop)
+    loop.run()
+    assert kernel.now == 1.0
+    assert kernel.polls < 10
+
+
+def test_room_is_kept_for_connections_that_are_to_be_adopted(kernel: Kernel) -> None:
+    loop = kernel.loop(max_connections=2)
+    loop.expect(1)
+    first, second, adopted = kernel.connect(), kernel.connect(), FakeSocket(kernel)
+
+    def adopt() -> None:
+        assert len(kernel.listener.queue) == 1
+        adopted.fd = kernel.allocate(adopted)
+        loop.adopt(adopted, "somebody", requests=0, unread=b"00001a", unsent=b"")
+        loop.expect(0)
+
+    kernel.steps.extend([adopt, lambda: first.inbox.append(b""), loop.stop])
+    loop.run()
+    assert_nothing_is_left(kernel, loop)
+    assert adopted.received == b"00001a"
+    assert loop.counters.accepted == 2
+    assert second.closed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import threading
 from pathlib import Path
@@ -281,3 +282,64 @@ def test_a_handler_that_prints_is_heard(tmp_path: Path) -> None:
         server.process.send_signal(signal.SIGTERM)
         output, _ = server.process.communicate(timeout=20)
     assert output == "heard abc\n"
+
+
+def test_a_worker_whose_handler_has_forked_is_started_again_when_it_dies(tmp_path: Path) -> None:
+    """The child of the handler holds the worker's end of the talk; nobody waits for that one."""
+    (tmp_path / "forks.py").write_text(
+        "import os, signal\n"
+        "def handle(payload):\n"
+        "    if payload == b'f':\n"
+        "        child = os.fork()\n"
+        "        if not child:\n"
+        "            signal.signal(signal.SIGTERM, signal.SIG_DFL)\n"
+        "            signal.pause()\n"
+        "        return str(child).encode()\n"
+        "    return payload\n"
+    )
+    with serving("--handler", "forks:handle", cwd=tmp_path) as server:
+        with server.connect() as peer:  # which the child holds open, too
+            left = int(read(peer, int(exchange(peer, b"00001f", 5))))
+        try:
+            [worker] = server.children()
+            os.kill(worker, signal.SIGKILL)
+            server.wait_for("starting it again")
+            assert server.ask(b"00001a") == b"00001a"
+        finally:
+            os.kill(left, signal.SIGKILL)
+        server.end()
+
+
+def test_a_worker_that_dies_during_a_reload_that_fails_is_started_again(module: Path) -> None:
+    go_on = module.parent / "go"
+    os.mkfifo(go_on)
+    with serving("--handler", "mine:handle", cwd=module.parent) as server:
+        [old] = server.children()
+        rewrite(
+            module, "import sys\nprint('begun', file=sys.stderr, flush=True)\nopen('go').read()\n"
+        )
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for("begun")
+        os.kill(old, signal.SIGKILL)
+        wait_for_end(old)
+        rewrite(module, LOWER)
+        os.utime(module, (2e9, 2e9))
+        go_on.write_text("")
+        server.wait_for("not reloaded")
+        assert server.ask(b"00001A") == b"00001a"
+        server.end()
+
+
+def test_a_reload_for_which_there_are_no_descriptors_changes_nothing() -> None:
+    with serving() as server, server.connect() as peer:
+        pid = server.process.pid
+        before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (5, before[1]))
+        server.process.send_signal(signal.SIGHUP)
+        assert "Too many open files" in server.wait_for("not reloaded")
+        assert exchange(peer, b"00001a", 6) == b"00001a"
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for("reloaded")
+        assert exchange(peer, b"00001a", 6) == b"00001a"
+        server.end()
