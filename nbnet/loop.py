@@ -22,36 +22,30 @@ The rules:
   when it is more; it is taken back only when an event shows that it costs.
 
 How it reads: ``run`` turns the wheel, ``_turn`` is one batch of events and
-holds the fast path, ``_settle`` acts on a connection's new state.
+holds the fast path. What is done with one connection stands in ``channels``,
+where ``_settle`` acts on its new state.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Final, Protocol, cast
 
 from nbnet.acceptor import Acceptor, Listener, Socket
-from nbnet.connection import Connection
+from nbnet.channels import READ_SIZE, Channel, Channels, SecureSocket
 from nbnet.counters import Counters
-from nbnet.deadlines import Deadlines
-from nbnet.handlers import Bound, Context, Handler, bind, takes_context
+from nbnet.handlers import Bound, Handler
 from nbnet.limits import Limits
 from nbnet.notation import Target
-from nbnet.pollers import EDGE, ERROR, READ, WRITE, DescriptorError, Poller
-from nbnet.states import INTEREST, MOVABLE, READS, State
+from nbnet.pollers import READ, DescriptorError, Poller
+from nbnet.states import MOVABLE, READS, State
 from nbnet.threads import Pool
 
 log = logging.getLogger("nbnet")
 
-READ_SIZE: Final = 64 * 1024
-"""Bytes asked of the kernel in one read."""
-FIRST_READ_SIZE: Final = 479
-"""The same until a read is filled. The interpreter keeps blocks of up to 512
-bytes, 33 of them its own, at hand; a larger buffer costs calls to malloc."""
 LAST_READS: Final = 16
 """Reads at most of a connection when the server stops."""
 LARGE_BUDGET: Final = 256 * 1024
@@ -60,9 +54,6 @@ the turn of those that send little, however many the others are."""
 MAX_EVENTS: Final = 4096
 """Events taken in one batch; epoll's own default would stop at 1,023."""
 
-HANDSHAKES_PER_TURN: Final = 8
-"""Steps of TLS handshakes in one turn: each may cost a millisecond, and there
-are others to serve."""
 SAMPLED: Final = 64
 """One turn in so many measures how long the handler takes, on its first request."""
 PUBLISH_EVERY: Final = 0.5
@@ -70,9 +61,6 @@ PUBLISH_EVERY: Final = 0.5
 
 LONGEST_WAIT: Final = 60.0
 """Seconds after which the poller returns even if nothing is due."""
-
-SHUT_WR: Final = 1
-"""``socket.SHUT_WR``, which is 1 on every POSIX system."""
 
 
 class WakeUp(Protocol):
@@ -83,57 +71,7 @@ class WakeUp(Protocol):
     def fileno(self) -> int: ...
 
 
-class SecureSocket(Socket, Protocol):
-    """What the loop needs of a socket that speaks TLS besides.
-
-    ``recv`` and ``send`` raise ``BlockingIOError`` as a plain one's do. ``wants``
-    is then the event that TLS waits for where that is not the natural one, and 0
-    otherwise; so it is while the handshake waits.
-    """
-
-    wants: int
-
-    def handshake(self) -> bool:
-        """Go on with the handshake; whether it is done."""
-
-    def peer_name(self) -> str | None:
-        """The name in the peer's certificate."""
-
-
-class Channel(Connection):
-    """A connection with its socket, as the loop keeps it.
-
-    ``settled`` is the state that the loop has acted on last, ``read_size`` what
-    it asks for in a read, ``tick`` where its deadline is parked, ``watched`` the
-    events that the poller reports (0: it is not registered), ``wants`` what TLS
-    waits for in place of what the state does (0: nothing).
-    """
-
-    __slots__ = ("fd", "read_size", "settled", "socket", "tick", "wants", "watched")
-
-    def __init__(
-        self,
-        socket: Socket,
-        peer: Target | str,
-        *,
-        handler: Bound,
-        limits: Limits,
-        counters: Counters,
-        now: float,
-        secure: bool,
-        pool: Pool | None,
-    ) -> None:
-        super().__init__(handler, limits, counters, peer, now, secure=secure, pool=pool)
-        self.socket = socket
-        self.fd = socket.fileno()
-        self.read_size = FIRST_READ_SIZE
-        self.settled = self.state
-        self.tick: int | None = None
-        self.watched = 0
-        self.wants = 0
-
-
-class Loop:
+class Loop(Channels):
     """Serves the connections of listeners.
 
     Args:
@@ -173,40 +111,31 @@ class Loop:
         pool: Pool | None = None,
         publish: Callable[[Counters], None] | None = None,
     ) -> None:
-        self.counters = Counters()
+        counters = Counters()
+        acceptor = Acceptor(listeners, poller=poller, clock=clock, limits=limits, counters=counters)
+        super().__init__(
+            acceptor,
+            handler,
+            poller=poller,
+            counters=counters,
+            limits=limits,
+            edge=edge,
+            secure=secure,
+            pool=pool,
+        )
         self.arrivals = 0
-        self._handler = handler
-        self._takes_context = takes_context(handler)
-        self._poller = poller
         self._clock = clock
         self._wake_up = wake_up
-        self._limits = limits
-        self._trigger = EDGE if edge else 0
-        self._secure = secure
-        self._pool = pool
         self._publish = publish
-        # Whether there may be more to read than a further event would tell of.
-        self._read_on = edge or secure is not None
-        self._acceptor = Acceptor(
-            listeners, poller=poller, clock=clock, limits=limits, counters=self.counters
-        )
-        self._channels: dict[int, Channel] = {}
         channels = self._channels
         if read is None or write is None or secure is not None:
             read = lambda fd, size: channels[fd].socket.recv(size)  # noqa: E731
             write = lambda fd, data: channels[fd].socket.send(data)  # noqa: E731
         self._recv, self._send = read, write
-        self._ended: list[Channel] = []  # to be closed after the batch
-        self._ready: OrderedDict[Channel, None] = OrderedDict()  # has work without an event
         self._callbacks: dict[int, Callable[[], object]] = {wake_up.fileno(): wake_up.clear}
         self._each_turn: Callable[[], bool] | None = None
         self._hurry = False  # whether that has more to do without an event
-        self._deadlines: Deadlines[Channel] = Deadlines()
-        self._now = 0.0  # read once a batch
-        self._look_at = 0.0  # when deadlines are looked at; nothing is due before
         self._turns = 0
-        self._shaken = 0  # steps of handshakes in this turn
-        self._taken = 0  # bytes, in this turn, of those that send much
         self._mixed = False  # whether others had events too, in the last turn
         self._publish_at = math.inf
         self._stops_asked = 0
@@ -374,63 +303,7 @@ class Loop:
             self._publish_at = now + PUBLISH_EVERY
             self._look_by(self._publish_at)
 
-    # Everything that is not common -------------------------------------------
-
-    def _handle(self, channel: Channel, mask: int) -> None:
-        """Deal with an event that the fast path does not cover."""
-        state = channel.state
-        if state is State.HANDSHAKING:
-            self._shake(channel)
-            return
-        interest = INTEREST[state]
-        if not interest:
-            if channel.watched and state is not State.CLOSED:
-                # Nothing can be done before the threads have, and this event
-                # would come again and again; an error cannot even be masked.
-                self._poller.unregister(channel.fd)
-                channel.watched = 0
-            return
-        if mask & ERROR:
-            # A failed or reset socket says why in the call that the state waits
-            # for, after what can still be read.
-            mask |= interest
-        if channel.wants:
-            channel.wants = 0
-            mask = READ | WRITE  # whatever it was that TLS could not go on with
-        if mask & interest & WRITE:
-            self._flush(channel)
-        if mask & interest & READ and channel.state is state and state in READS:
-            self._read(channel)
-        self._ask(channel)
-
-    def _shake(self, channel: Channel) -> None:
-        """Go on with a TLS handshake, or have it wait for its turn."""
-        if self._shaken >= HANDSHAKES_PER_TURN:
-            self._ready[channel] = None
-            return
-        self._shaken += 1
-        socket = cast(SecureSocket, channel.socket)
-        try:
-            if not socket.handshake():
-                channel.wants = socket.wants
-                self._ask(channel)
-                return
-        except OSError as error:
-            self.counters.handshake_failures += 1
-            channel.wants = 0
-            channel.disagree(error.strerror or str(error))
-            self._settle(channel)
-            return
-        self.counters.tls_handshakes += 1
-        channel.wants = 0
-        channel.handler = self._bound(Context(channel.peer, socket.peer_name()))
-        channel.agree(self._now)
-        self._settle(channel)
-
-    def _bound(self, context: Context) -> Bound:
-        if self._takes_context:
-            return bind(self._handler, context)
-        return cast(Bound, self._handler)
+    # Whose turn it is besides ------------------------------------------------
 
     def _sample(self, events: list[tuple[int, int]]) -> None:
         """Have the first that can be read, and measure how long the handler takes."""
@@ -468,37 +341,6 @@ class Loop:
                 channel.block(channel.collect(self._now), self._now)
                 self._flush(channel)
 
-    def _read(self, channel: Channel) -> bool:
-        """Read once; say whether anything came."""
-        try:
-            data = channel.socket.recv(channel.read_size)
-        except BlockingIOError:
-            self._ask_for_tls(channel)
-            return False
-        except OSError as error:
-            self._lose(channel, error)
-            return False
-        if not data:
-            self._receive_eof(channel)
-            return False
-        size = len(data)
-        self.counters.received_bytes += size
-        self._taken += size
-        if size == channel.read_size:
-            channel.read_size = READ_SIZE
-        elif size < FIRST_READ_SIZE:
-            channel.read_size = FIRST_READ_SIZE  # it sends little again
-        if channel.state is not State.LINGERING:
-            channel.block(channel.receive(data, self._now), self._now)
-            self._flush(channel)
-        if self._read_on:
-            self._ready[channel] = None  # until a read says that nothing is left
-        return True
-
-    def _receive_eof(self, channel: Channel) -> None:
-        channel.receive_eof()
-        self._flush(channel)
-
     def _resume_ready(self) -> None:
         """Give those in the ready queue one turn each, as far as the budget goes."""
         ready = self._ready
@@ -533,88 +375,6 @@ class Loop:
             self._poller.unregister(channel.fd)
             channel.watched = 0
 
-    def _flush(self, channel: Channel) -> None:
-        """Send what waits; the kernel may take all, part or nothing."""
-        try:
-            sent = channel.socket.send(channel.unsent) if channel.unsent else 0
-        except BlockingIOError:
-            self._ask_for_tls(channel)
-            sent = 0
-        except OSError as error:
-            self._lose(channel, error)
-            return
-        self.counters.sent_bytes += sent
-        channel.take(sent, self._now)
-        self._settle(channel)
-
-    def _lose(self, channel: Channel, error: OSError) -> None:
-        if channel.state is not State.CLOSED:
-            self.counters.lost += 1
-            channel.lose(error.strerror or str(error))
-            self._settle(channel)
-
-    def _settle(self, channel: Channel) -> None:
-        """Act on the state that a connection has come to."""
-        if channel.unsent and 0 < self._limits.max_output < self.counters.unsent:
-            self.counters.shed += 1
-            log.debug("%s: closing, too many unsent replies of all together", channel.peer)
-            channel.lose("too many unsent replies of all together")
-        state, before = channel.state, channel.settled
-        if state is not before:
-            channel.settled = state
-            if state is State.CLOSED:
-                self._ended.append(channel)
-                return
-            self._ask(channel)
-            if self._read_on and state in READS and before not in READS:
-                self._ready[channel] = None
-            if state is State.BUSY:
-                self._ready[channel] = None
-            elif state is State.LINGERING:
-                channel.linger(self._now)
-                try:
-                    channel.socket.shutdown(SHUT_WR)
-                except OSError as error:  # reset by the peer meanwhile
-                    self._lose(channel, error)
-                    return
-        self._watch(channel)
-
-    def _ask(self, channel: Channel) -> None:
-        """Have the poller report what the connection waits for."""
-        mask = channel.wants or INTEREST[channel.state]
-        if mask in (0, channel.watched):
-            return
-        try:
-            if channel.watched:
-                self._poller.modify(channel.fd, mask | self._trigger)
-            else:
-                self._poller.register(channel.fd, mask | self._trigger)
-        except OSError as error:  # the kernel may be out of memory
-            self._lose(channel, error)
-        else:
-            channel.watched = mask
-
-    def _ask_for_tls(self, channel: Channel) -> None:
-        """The socket said "not yet"; under TLS that may be for want of another event."""
-        if self._secure is not None:
-            channel.wants = cast(SecureSocket, channel.socket).wants
-            self._ask(channel)
-
-    def _close_ended(self) -> None:
-        # One by one off the list: should a signal interrupt this, it can go on.
-        while self._ended:
-            channel = self._ended.pop()
-            if self._channels.pop(channel.fd, None) is None:
-                continue
-            self._ready.pop(channel, None)
-            self._deadlines.forget(channel)
-            if channel.watched:
-                self._poller.unregister(channel.fd)
-            channel.socket.close()
-            self.counters.connections -= 1
-            self.counters.requests += channel.requests
-            self._acceptor.released(channel.peer)
-
     def _accept(self) -> None:
         for plain, peer in self._acceptor.accept():
             socket = plain
@@ -625,30 +385,6 @@ class Loop:
             except (DescriptorError, OSError) as error:  # the kernel may be out of memory
                 self._acceptor.reject(socket, peer, error)
         self._look_by(self._acceptor.again)
-
-    def _open(self, socket: Socket, peer: Target | str) -> Channel:
-        """Serve a socket from here on.
-
-        Raises:
-            DescriptorError: the poller cannot watch it.
-            OSError: the kernel cannot.
-        """
-        channel = Channel(
-            socket,
-            peer,
-            handler=self._bound(Context(peer)),
-            limits=self._limits,
-            counters=self.counters,
-            now=self._now,
-            secure=self._secure is not None,
-            pool=self._pool,
-        )
-        channel.watched = INTEREST[channel.state]
-        self._poller.register(channel.fd, channel.watched | self._trigger)
-        self._channels[channel.fd] = channel
-        self.counters.connections += 1
-        self._watch(channel)
-        return channel
 
     # Moving to another process and in from one -----------------------------------
 
@@ -716,20 +452,6 @@ class Loop:
 
     # Time and the end ------------------------------------------------------------
 
-    def _watch(self, channel: Channel) -> None:
-        """Look at a connection again when its deadline has passed, if that is soon enough."""
-        when, _ = channel.deadline()
-        if self._limits.idle_timeout:
-            # A request that is answered makes a connection idle without a call of this.
-            when = min(when, self._now + self._limits.idle_timeout)
-        if when != math.inf:
-            self._deadlines.park_by(channel, when)
-            self._look_by(when)
-
-    def _look_by(self, when: float) -> None:
-        if when < self._look_at:
-            self._look_at = when
-
     def _keep_deadlines(self) -> None:
         now = self._now
         for channel in self._deadlines.due(now):
@@ -773,12 +495,6 @@ class Loop:
             self._close_ended()
         if self._stops_asked > 1:
             self._give_up = self._look_at = self._now
-
-    def _lose_all(self, reason: str) -> None:
-        for channel in self._channels.values():
-            if channel.state is not State.CLOSED:
-                channel.lose(reason)
-                self._settle(channel)
 
     def _close_all(self) -> None:
         """Let go of everything, also after an error."""

@@ -13,8 +13,9 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
+from nbnet.channels import SecureSocket
 from nbnet.counters import Counters
-from nbnet.loop import Loop, SecureSocket
+from nbnet.loop import Loop
 from nbnet.machine import SPARE_FDS, fd_limit
 from nbnet.pollers import open_poller
 from nbnet.settings import Settings

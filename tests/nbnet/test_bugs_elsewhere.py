@@ -39,10 +39,11 @@ from support.serving import exchange, read, serving
 
 from nbclient import Client, RequestTimeout
 from nbnet import Limits, Server
+from nbnet.channels import Channel
 from nbnet.framing import HEADER_SIZE, MAX_PAYLOAD, FrameDecoder, encode_frame
 from nbnet.handlers import Handler, reverse
 from nbnet.listeners import BACKLOG, open_tcp
-from nbnet.loop import MAX_EVENTS, Channel, Loop
+from nbnet.loop import MAX_EVENTS, Loop
 from nbnet.notation import Target
 from nbnet.pollers import ERROR, READ, WRITE
 from nbnet.wakeup import WakeUp

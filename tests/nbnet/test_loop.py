@@ -13,10 +13,11 @@ from support import kernel as kernel_in_memory
 from support.kernel import FakeSocket, error
 
 from nbnet.acceptor import PAUSE
+from nbnet.channels import FIRST_READ_SIZE, READ_SIZE
 from nbnet.deadlines import TICK
 from nbnet.handlers import Handler, reverse
 from nbnet.limits import Limits
-from nbnet.loop import FIRST_READ_SIZE, LARGE_BUDGET, READ_SIZE, SAMPLED, Loop
+from nbnet.loop import LARGE_BUDGET, SAMPLED, Loop
 from nbnet.pollers import ERROR, READ, WRITE, DescriptorError
 
 

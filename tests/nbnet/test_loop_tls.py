@@ -9,9 +9,10 @@ from collections.abc import Callable
 import pytest
 from support.kernel import FakeTlsSocket, Kernel, error
 
+from nbnet.channels import FIRST_READ_SIZE, HANDSHAKES_PER_TURN
 from nbnet.handlers import Context, Handler, reverse
 from nbnet.limits import Limits
-from nbnet.loop import FIRST_READ_SIZE, HANDSHAKES_PER_TURN, Loop
+from nbnet.loop import Loop
 from nbnet.pollers import READ, WRITE
 
 
