@@ -239,14 +239,31 @@ class Channels:
         elif size < FIRST_READ_SIZE:
             channel.read_size = FIRST_READ_SIZE  # it sends little again
         if channel.state is not State.LINGERING:
-            channel.block(channel.receive(data, self._now), self._now)
-            self._flush(channel)
+            self._reply(channel, channel.receive(data, self._now))
         if self._read_on:
             self._ready[channel] = None  # until a read says that nothing is left
         return True
 
     def _receive_eof(self, channel: Channel) -> None:
         channel.receive_eof()
+        self._flush(channel)
+
+    def _reply(self, channel: Channel, replies: bytes) -> None:
+        """Send replies just made, behind those that wait."""
+        if channel.state is State.READING and replies:  # so none waits
+            try:
+                sent = channel.socket.send(replies)
+            except BlockingIOError:
+                self._ask_for_tls(channel)
+                sent = 0
+            except OSError as error:
+                self._lose(channel, error)
+                return
+            self.counters.sent_bytes += sent
+            channel.block(memoryview(replies)[sent:], self._now)
+            self._settle(channel)
+            return
+        channel.block(replies, self._now)
         self._flush(channel)
 
     def _flush(self, channel: Channel) -> None:

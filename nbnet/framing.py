@@ -79,11 +79,7 @@ def encode_frame(payload: bytes) -> bytes:
     if type(payload) is not bytes and not isinstance(payload, bytes):
         raise TypeError(f"a payload is bytes, not {type(payload).__name__}")
     size = len(payload)
-    if size < TABLE_SIZE:
-        return HEADERS[size] + payload
-    if size > MAX_PAYLOAD:
-        raise ValueError(f"a payload of {size} bytes is over the {MAX_PAYLOAD} that a frame holds")
-    return b"%05d%b" % (size, payload)
+    return (HEADERS[size] if size < TABLE_SIZE else _header(size)) + payload
 
 
 def encode_frames(payloads: Sequence[bytes]) -> bytes:
@@ -106,10 +102,18 @@ def encode_frames(payloads: Sequence[bytes]) -> bytes:
         try:
             # Every step of this runs inside the interpreter's C loops.
             parts[::2] = map(HEADERS.__getitem__, map(len, payloads))
-            return b"".join(parts)
         except IndexError:  # longer than the table
-            pass
+            parts[::2] = map(_header, map(len, payloads))
+        return b"".join(parts)
     return b"".join(map(encode_frame, payloads))
+
+
+def _header(size: int) -> bytes:
+    if size < TABLE_SIZE:
+        return HEADERS[size]
+    if size > MAX_PAYLOAD:
+        raise ValueError(f"a payload of {size} bytes is over the {MAX_PAYLOAD} that a frame holds")
+    return b"%05d" % size
 
 
 _NOTHING: Final = (b"",) * TABLE_SIZE
@@ -123,11 +127,27 @@ def _header_table(min_payload: int, max_payload: int) -> tuple[bytes, ...]:
     )
 
 
-@functools.cache
-def _length_table(min_payload: int, max_payload: int) -> dict[bytes, int]:
-    """The lengths of the short headers that a decoder with these limits takes."""
-    stop = min(max_payload + 1, TABLE_SIZE)
-    return {HEADERS[size]: size for size in range(min_payload, stop)}
+class _Lengths(dict[bytes, int]):
+    """The lengths in the headers that a decoder with these limits takes.
+
+    Those of short payloads are looked up, the others are computed; what is no
+    such header, or not a whole one, is a ``KeyError``.
+    """
+
+    def __init__(self, min_payload: int, max_payload: int) -> None:
+        stop = min(max_payload + 1, TABLE_SIZE)
+        super().__init__({HEADERS[size]: size for size in range(min_payload, stop)})
+        self._max = max_payload
+
+    def __missing__(self, header: bytes) -> int:
+        if len(header) == HEADER_SIZE and header.isdigit():
+            length = int(header)
+            if TABLE_SIZE <= length <= self._max:
+                return length
+        raise KeyError(header)
+
+
+_length_table = functools.cache(_Lengths)
 
 
 class FrameDecoder:
@@ -213,10 +233,10 @@ class FrameDecoder:
             return self._decode(data)
         if self.error is not None:
             raise self.error
-        self._held += data
-        if len(self._held) < self._need:
+        if len(self._held) + len(data) < self._need:
+            self._held += data
             return []
-        data = bytes(self._held)
+        data = b"".join((self._held, data))
         self._held = None
         self.alone = self._headers
         return self._decode(data)
@@ -293,7 +313,7 @@ class FrameDecoder:
 
     def _hold(self, data: bytes, start: int, need: int) -> None:
         """Keep what stands from ``start`` on until ``need`` bytes of it are there."""
-        self._held = bytearray(data[start:])
+        self._held = bytearray(memoryview(data)[start:])
         self.alone = _NOTHING
         self._need = need
         self.offset += start

@@ -286,8 +286,7 @@ class Loop(Channels):
             if sent != len(replies):
                 channel.block(memoryview(replies)[sent:], now)
                 self._settle(channel)
-        if events:
-            self._mixed = large < len(events)
+        self._mixed = large < len(events)
         counters = self.counters
         counters.received_bytes += received
         counters.sent_bytes += sent_bytes
@@ -358,9 +357,8 @@ class Loop(Channels):
             elif channel.state is State.HANDSHAKING:
                 self._shake(channel)
             elif channel.state in READS:
-                more = self._read(channel)
-                if more and not channel.watched:
-                    ready[channel] = None
+                if self._read(channel) and self._mixed and not channel.watched:
+                    ready[channel] = None  # it is still others that the poller is for
                 else:
                     self._ask(channel)
 
