@@ -51,9 +51,9 @@ LAST_READS: Final = 16
 LARGE_BUDGET: Final = 256 * 1024
 """Bytes taken in one turn of connections that send much, more or less; then it is
 the turn of those that send little, however many the others are."""
-MAX_EVENTS: Final = 4096
-"""Events taken in one batch; epoll's own default would stop at 1,023."""
-
+MAX_EVENTS: Final = 2048
+"""Events taken in one batch: epoll's own default would stop at 1,023, and the list of
+a much larger one does not stay in the processor's cache until it is worked off."""
 SAMPLED: Final = 64
 """One turn in so many measures how long the handler takes, on its first request."""
 PUBLISH_EVERY: Final = 0.5
