@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from nbnet.framing import MAX_PAYLOAD
-from nbnet.machine import SPARE_FDS, Address, look_up, raise_fd_limit
+from nbnet.machine import SPARE_FDS, SocketAddress, look_up, raise_fd_limit
 from nbnet.notation import Target
 
 LONGEST_DURATION: Final = 366 * 24 * 3600.0
@@ -62,10 +62,10 @@ class Job:
     """What one engine is to do."""
 
     plan: Plan
-    address: Address
+    address: SocketAddress
 
 
-def resolve(target: Target) -> Address:
+def resolve(target: Target) -> SocketAddress:
     """Look a target up; of several addresses, the first that a connection can be made to.
 
     ``localhost`` often means ``::1`` first, where a server bound to 127.0.0.1

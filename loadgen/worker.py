@@ -17,11 +17,11 @@ from loadgen.engine import Engine
 from loadgen.plan import Job
 from loadgen.tally import Snapshot
 from loadgen.traffic import reversed_text
-from nbnet.machine import Address, raise_fd_limit
+from nbnet.machine import SocketAddress, raise_fd_limit
 from nbnet.pollers import open_poller
 
 
-def dial(address: Address) -> socket.socket:
+def dial(address: SocketAddress) -> socket.socket:
     """Begin a connection without waiting for it.
 
     Raises:

@@ -19,10 +19,15 @@ from nbclient.errors import (
     ClosedError,
     ConnectError,
     ConnectionLost,
+    ConnectTimeout,
+    LocalProtocolError,
     NbclientError,
+    PoolTimeout,
     ProtocolError,
+    RemoteProtocolError,
     RequestTimeout,
 )
+from nbclient.events import Event
 from nbclient.sync import Client
 
 __all__ = [
@@ -30,9 +35,14 @@ __all__ = [
     "Client",
     "ClosedError",
     "ConnectError",
+    "ConnectTimeout",
     "ConnectionLost",
+    "Event",
+    "LocalProtocolError",
     "NbclientError",
+    "PoolTimeout",
     "ProtocolError",
+    "RemoteProtocolError",
     "RequestTimeout",
 ]
 

@@ -1,5 +1,5 @@
 """``python -m nbclient``: the command ``nbclient``."""
 
-from nbclient.cli import main
+from nbnet.entry import nbclient
 
-main()
+nbclient()

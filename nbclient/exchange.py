@@ -6,216 +6,489 @@ step lost would hand every later reply to the wrong caller. So the rules are:
 * replies are given in the order of the requests, each one once;
 * a reply that nobody asked for is a fault, and so is any byte after the last
   reply outstanding; only CR LF is skipped there, as before any header;
-* the end of the stream with replies outstanding is a fault;
-* replies that came before a fault are still given, then the fault is raised,
-  again and again: a poisoned exchange never works again, and its connection
+* the end of the stream is a fault, whether or not replies are outstanding;
+* nothing is believed behind a fault, and nothing works again: the connection
   has to be closed;
-* a connection may serve another request only while its exchange is ``idle``;
-* what an exchange answers does not depend on how the stream was cut into reads.
+* a caller that gives up does not take the reply along: if the request was sent,
+  its reply is still due, and is dropped when it comes;
+* what is answered does not depend on how the stream was cut into reads.
 
-Both fronts go round like this::
+``Ledger`` keeps these rules for whoever counts requests. ``Exchange`` is for
+many callers that share a connection, ``Pipeline`` for one that has it alone and
+sends ahead. All go round like this::
 
-    add or fill  ->  bytes to send  ->  receive, until next_reply gives one
+    add  ->  take: bytes to send  ->  receive: what the bytes that came complete
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Sequence
+from copy import copy
+from itertools import chain
+from typing import Any, Final
 
-from nbclient.errors import ConnectionLost, NbclientError, ProtocolError
-from nbnet.framing import MAX_PAYLOAD, FrameDecoder, encode_frame
+from nbclient.errors import (
+    ConnectionLost,
+    LocalProtocolError,
+    NbclientError,
+    RemoteProtocolError,
+)
+from nbnet.framing import MAX_PAYLOAD, FrameDecoder, encode_frame, encode_frames
 
 WINDOW: Final = 64 * 1024
-"""Bytes of requests that may be unanswered at a time, headers included."""
+"""Bytes of requests that may be unanswered at a time, headers included.
+
+It bounds the memory that requests take, and it is what lets a front send
+without reading at the same time. A server may stop reading until its replies
+are read; then what it has not taken yet must fit between the two ends, or both
+would wait for ever. It does: by default the receiving kernel buffers 64 KiB,
+and the sending one some more. A larger frame goes when nothing is outstanding:
+then there is no unread reply that could keep the server from reading it."""
 
 
 def encode_request(payload: bytes) -> bytes:
     """The frame of a request, whose payload has 1 to 99,999 bytes.
 
     Raises:
-        ValueError: the payload is empty or too long.
+        LocalProtocolError: the payload is empty or too long.
         TypeError: the payload is no bytes.
 
     >>> encode_request(b"abc")
     b'00003abc'
     """
-    frame = encode_frame(payload)
-    if not payload:
-        raise ValueError(f"a request cannot be empty: its payload has 1 to {MAX_PAYLOAD} bytes")
-    return frame
+    if payload and type(payload) is bytes and len(payload) <= MAX_PAYLOAD:
+        return encode_frame(payload)
+    raise _unfit(payload)
 
 
-class Exchange:
-    """The requests on one connection and the replies due for them.
+def encode_requests(payloads: Sequence[bytes]) -> bytes:
+    """The frames of several requests, one after the other.
+
+    Raises:
+        LocalProtocolError: a payload is empty or too long.
+        TypeError: a payload is no bytes.
+
+    >>> encode_requests([b"abc", b"de"])
+    b'00003abc00002de'
+    """
+    try:
+        if all(payloads):
+            return encode_frames(payloads)
+    except (TypeError, ValueError):
+        pass
+    return b"".join(map(encode_request, payloads))
+
+
+def _unfit(payload: bytes) -> Exception:
+    if not isinstance(payload, bytes):
+        return TypeError(f"a payload is bytes, not {type(payload).__name__}")
+    size = len(payload)
+    what = f"has {size} bytes" if size else "is empty"
+    return LocalProtocolError(f"the payload of a request {what}: it may have 1 to {MAX_PAYLOAD}")
+
+
+class Ledger:
+    """What was sent on a connection and is not answered yet.
 
     Args:
-        window: bytes of requests that may be unanswered at a time; a single
-            frame may be larger, and is then alone on the way.
+        peer: the server, for errors to name.
 
-    >>> exchange = Exchange()
-    >>> exchange.fill(iter([b"abc", b"de"]))
-    b'00003abc00002de'
-    >>> exchange.receive(b"00003cba0000")
-    >>> exchange.next_reply(), exchange.next_reply(), exchange.outstanding
-    (b'cba', None, 1)
+    Attributes:
+        outstanding: requests that were sent and are not answered.
+        in_flight: their bytes; those of a batch count until all of it is answered.
+        fault: what was wrong; None as long as nothing is. Never raised itself:
+            ``failure`` makes an error of it for each who is concerned.
+        out_of_step: whether that was a byte too many: the replies that came with
+            it may be those to other requests.
+
+    >>> ledger = Ledger("127.0.0.1:6789")
+    >>> ledger.sent(2, 15)
+    >>> ledger.receive(b"00003cba0000")
+    [b'cba']
+    >>> ledger.outstanding
+    1
     """
 
     __slots__ = (
+        "_batches",
         "_decoder",
-        "_fault",
-        "_in_flight",
-        "_queue",
-        "_queued",
-        "_replies",
-        "_sizes",
-        "_window",
+        "_peer",
+        "fault",
+        "in_flight",
+        "out_of_step",
+        "outstanding",
     )
 
-    def __init__(self, window: int = WINDOW) -> None:
-        # The window bounds the memory that requests take, and it is what lets a
-        # front send without reading at the same time. A server may stop reading
-        # until its replies are read; then what it has not taken yet must fit
-        # between the two ends, or both would wait for ever. It does: by default
-        # the receiving kernel buffers 64 KiB, and the sending one some more. A
-        # larger frame goes when nothing is outstanding: then there is no unread
-        # reply that could keep the server from reading it.
-        self._window = window
+    def __init__(self, peer: str) -> None:
+        self.outstanding = 0
+        self.in_flight = 0
+        self.fault: NbclientError | None = None
+        self.out_of_step = False
+        self._peer = peer
+        self._batches: deque[tuple[int, int]] = deque()  # what was sent: requests and bytes
         self._decoder = FrameDecoder(min_payload=0)
-        self._queue: deque[bytes] = deque()  # frames to send
-        self._queued = 0  # their bytes
-        self._sizes: deque[int] = deque()  # of the frames sent and not answered
-        self._in_flight = 0  # their sum
-        self._replies: deque[bytes] = deque()  # received, not given yet
-        self._fault: NbclientError | None = None
-
-    @property
-    def outstanding(self) -> int:
-        """Requests that were sent and are not answered."""
-        return len(self._sizes)
-
-    @property
-    def room(self) -> bool:
-        """Whether the window lets another request be added."""
-        return self._in_flight + self._queued < self._window
 
     @property
     def idle(self) -> bool:
         """Whether nothing is under way and nothing was at fault."""
-        return not (self._sizes or self._queue or self._replies or self._fault)
+        return not (self.outstanding or self.fault or self._decoder.unfinished)
 
-    def add(self, payload: bytes) -> None:
-        """Take a request of 1 to 99,999 bytes, to be sent when the window allows.
+    def sent(self, count: int, size: int) -> None:
+        """So many requests, of so many bytes together, go out now."""
+        self.outstanding += count
+        self.in_flight += size
+        self._batches.append((count, size))
 
-        Raises:
-            ValueError: the payload is empty or too long; nothing was taken.
-            TypeError: the payload is no bytes; nothing was taken.
-            NbclientError: the exchange is poisoned.
+    def receive_one(self, data: bytes) -> bytes | None:
+        """``receive`` for the one short reply that is due and nothing else.
+
+        None: it is something else and nothing has been done.
         """
-        self.check()
-        frame = encode_request(payload)
-        self._queue.append(frame)
-        self._queued += len(frame)
+        try:
+            if self.outstanding != 1 or self._decoder.alone[len(data) - 5] != data[:5]:
+                return None
+        except IndexError:  # longer than the table
+            return None
+        self.outstanding = self.in_flight = 0
+        self._batches.clear()
+        return data[5:]
+
+    def receive(self, data: bytes) -> list[bytes]:
+        """Take the next bytes of the stream; give the replies now complete, in order.
+
+        A fault behind them is in ``fault`` then. No bytes (``b""``) say that the
+        stream has ended.
+        """
+        if self.fault is not None:
+            return []
+        if not data:
+            self.poison(ConnectionLost(self._describe_end(), peer=self._peer))
+            return []
+        replies = self._decoder.feed(data)
+        unasked = len(replies) - self.outstanding
+        if unasked > 0:
+            del replies[-unasked:]
+        self._settle(len(replies))
+        self._find_fault(data, unasked > 0)
+        return replies
+
+    def poison(self, fault: NbclientError) -> None:
+        """Let nothing more happen; an earlier fault stays the one that is told."""
+        self.fault = self.fault or fault
+
+    def failure(self, *, maybe_executed: bool) -> NbclientError:
+        """An error of one's own that tells of the fault."""
+        fault = self.fault
+        assert fault is not None
+        error = copy(fault)
+        error.__cause__ = fault.__cause__
+        error.peer = self._peer
+        error.stage = fault.stage or ("receiving" if maybe_executed else "sending")
+        error.maybe_executed = maybe_executed
+        return error
+
+    def _settle(self, count: int) -> None:
+        """So many of the oldest requests are answered."""
+        self.outstanding -= count
+        batches = self._batches
+        while count:
+            first, size = batches[0]
+            if count < first:
+                batches[0] = first - count, size
+                return
+            count -= first
+            self.in_flight -= size
+            batches.popleft()
+
+    def _find_fault(self, data: bytes, unasked: bool) -> None:
+        error = self._decoder.error
+        rest = self._decoder.unfinished
+        if rest == 1 and data.endswith(b"\r"):
+            rest = 0  # may be the half of a CR LF: the next byte will tell
+        if unasked or (not self.outstanding and (rest or error)):
+            self.out_of_step = True
+            text = f"{self._peer} sent bytes that nobody asked for"
+        elif error:
+            text = f"{self._peer} broke the protocol: {error}"
+        else:
+            return
+        fault = RemoteProtocolError(text, peer=self._peer)
+        fault.__cause__ = error
+        self.poison(fault)
+
+    def _describe_end(self) -> str:
+        count = self.outstanding
+        if not count:
+            return f"{self._peer} closed the connection"
+        replies = "a reply" if count == 1 else f"{count} replies"
+        text = f"{self._peer} closed the connection with {replies} outstanding"
+        if unfinished := self._decoder.unfinished:
+            text += f", {unfinished} bytes into the next"
+        return text
+
+
+class Request:
+    """One request on a connection that is shared, and what came of it.
+
+    Attributes:
+        frame: what to send.
+        deadline: when it has to be answered, in the front's seconds.
+        limit: the seconds from its beginning until then.
+        reply: the payload of the reply; None as long as there is none.
+        error: why there will be none.
+        waiter: whatever the front needs in order to tell who waits.
+    """
+
+    __slots__ = ("abandoned", "deadline", "error", "frame", "limit", "reply", "sent", "waiter")
+
+    def __init__(self, frame: bytes, deadline: float, limit: float = math.inf) -> None:
+        self.frame = frame
+        self.deadline = deadline
+        self.limit = limit
+        self.reply: bytes | None = None
+        self.error: NbclientError | None = None
+        self.waiter: Any = None
+        self.sent = False
+        self.abandoned = False
+
+
+class Exchange(Ledger):
+    """Requests of many callers on one connection.
+
+    Args:
+        peer: the server, for errors to name.
+        window: bytes of requests that may be unanswered at a time; a single
+            frame may be larger, and is then alone on the way.
+
+    Attributes:
+        load: requests that wait to be sent or answered.
+        wanted: those of them whose callers still wait.
+
+    >>> exchange = Exchange("127.0.0.1:6789")
+    >>> first, second = Request(b"00001a", 1.0), Request(b"00001b", 1.0)
+    >>> exchange.add(first), exchange.add(second)
+    (None, None)
+    >>> exchange.take()
+    b'00001a00001b'
+    >>> exchange.abandon(first)
+    >>> [request.reply for request in exchange.complete(b"00001A00001B")]
+    [b'B']
+    """
+
+    __slots__ = ("_due", "_in_order", "_latest", "_queue", "_queued", "_window", "load", "wanted")
+
+    def __init__(self, peer: str, window: int = WINDOW) -> None:
+        super().__init__(peer)
+        self._window = window
+        self._queue: deque[Request] = deque()  # to be sent
+        self._queued = 0  # their bytes
+        self._due: deque[Request] = deque()  # sent and not answered
+        self.load = self.wanted = 0
+        self._latest = -math.inf  # deadline that was added
+        self._in_order = True  # whether those who came first have the earlier ones
+
+    @property
+    def sendable(self) -> bool:
+        """Whether there is something to send, as far as the window goes."""
+        queue = self._queue
+        return bool(queue) and (
+            not self.in_flight or self.in_flight + len(queue[0].frame) <= self._window
+        )
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is under way and nothing was at fault."""
+        return not (self.load or self.fault or self._decoder.unfinished)
+
+    def add(self, request: Request) -> None:
+        """Take a request, to be sent when the window allows."""
+        self._queue.append(request)
+        self._queued += len(request.frame)
+        if not self.wanted:
+            self._in_order = True
+        elif request.deadline < self._latest:
+            self._in_order = False
+        self._latest = request.deadline
+        self.load += 1
+        self.wanted += 1
 
     def take(self) -> bytes:
         """The bytes to send now, maybe none: what was added, as far as the window goes.
 
         Their requests are outstanding from here on.
+        """
+        queue, due = self._queue, self._due
+        size, room = self._queued, self._window - self.in_flight
+        if size <= room:
+            taken = list(queue)
+            queue.clear()
+        else:
+            taken, size = [], 0
+            while queue:
+                next_size = len(queue[0].frame)
+                if size + next_size > room and (taken or self.in_flight):
+                    break
+                taken.append(queue.popleft())
+                size += next_size
+        if not taken:
+            return b""
+        for request in taken:
+            request.sent = True
+        due.extend(taken)
+        self._queued -= size
+        self.sent(len(taken), size)
+        return b"".join([request.frame for request in taken])
+
+    def complete(self, data: bytes) -> list[Request]:
+        """Take the next bytes of the stream; give the requests that are answered now.
+
+        Those behind a fault are not among them: ``fail`` gives these.
+        """
+        replies = self.receive(data)
+        if self.out_of_step:
+            # Nobody knows which of those that came with it are right: all fail.
+            return []
+        self.load -= len(replies)
+        due = self._due
+        done = []
+        for reply in replies:
+            request = due.popleft()
+            if not request.abandoned:
+                request.reply = reply
+                done.append(request)
+        self.wanted -= len(done)
+        return done
+
+    def abandon(self, request: Request) -> None:
+        """Its caller has given up: nobody is to get the reply. Others are not concerned."""
+        if request.abandoned or request.error is not None or request.reply is not None:
+            return
+        request.abandoned = True
+        self.wanted -= 1
+        if not request.sent:
+            self._queue.remove(request)
+            self._queued -= len(request.frame)
+            self.load -= 1
+
+    def expire(self, now: float) -> list[Request]:
+        """The requests whose deadline has passed, abandoned, as their callers are to be."""
+        late = [
+            request
+            for request in (*self._due, *self._queue)
+            if request.deadline <= now and not request.abandoned
+        ]
+        for request in late:
+            self.abandon(request)
+        return late
+
+    def next_deadline(self) -> float:
+        """When the first of those that are waited for has to be answered; infinite for none."""
+        waited_for = (r.deadline for r in chain(self._due, self._queue) if not r.abandoned)
+        return next(waited_for, math.inf) if self._in_order else min(waited_for, default=math.inf)
+
+    def waiting(self) -> Request | None:
+        """The first request that has a waiter; None without one."""
+        return next((r for r in chain(self._due, self._queue) if r.waiter is not None), None)
+
+    def fail(self) -> list[Request]:
+        """End all requests with the fault; give those that were not abandoned."""
+        failed = [request for request in (*self._due, *self._queue) if not request.abandoned]
+        for request in failed:
+            request.error = self.failure(maybe_executed=request.sent)
+        self._due.clear()
+        self._queue.clear()
+        self._queued = self.load = self.wanted = 0
+        return failed
+
+
+class Pipeline(Ledger):
+    """Requests of one caller that has the connection alone and sends ahead.
+
+    How many payloads to ask the caller for at a time starts at one and doubles
+    as long as they come at once: those that come slowly are sent as they come.
+
+    Args:
+        peer: the server, for errors to name.
+        window: requests that may be unanswered at a time.
+
+    >>> pipeline = Pipeline("127.0.0.1:6789", window=2)
+    >>> pipeline.wanted
+    1
+    >>> pipeline.add([b"abc"], 0.0)
+    >>> pipeline.take()
+    b'00003abc'
+    >>> pipeline.receive(b"00003cba")
+    [b'cba']
+    """
+
+    __slots__ = ("_chunks", "_patience", "_size", "_step", "_window")
+
+    def __init__(self, peer: str, window: int) -> None:
+        super().__init__(peer)
+        self._window = window
+        self._chunks: deque[tuple[int, bytes]] = deque()  # to be sent: requests, their bytes
+        self._size = 0.0  # bytes of a frame, on average
+        self._step = 1
+        self._patience = 0.0
+
+    @property
+    def wanted(self) -> int:
+        """How many payloads to add now; 0: replies have to come first."""
+        if self._chunks:
+            return 0
+        room = WINDOW - self.in_flight
+        if self._size * self._step > room:
+            fitting = int(room / self._size) or (not self.outstanding)
+        else:
+            fitting = self._step
+        return max(0, min(fitting, self._window - self.outstanding))
+
+    @property
+    def patience(self) -> float:
+        """Seconds that replies are worth waiting for before more payloads are added.
+
+        As long as the last ones took to come: who makes them as fast as they are
+        taken loses nothing, and who waits for a reply before the next gets it.
+        """
+        return self._patience
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is under way and nothing was at fault."""
+        return super().idle and not self._chunks
+
+    def add(self, payloads: Sequence[bytes], seconds: float) -> None:
+        """Take payloads, which took so long to come.
 
         Raises:
-            NbclientError: the exchange is poisoned.
+            LocalProtocolError: a payload is empty or too long; none is taken.
+            TypeError: a payload is no bytes; none is taken.
         """
-        self.check()
-        queue = self._queue
-        frames: list[bytes] = []
-        while queue and (not self._in_flight or self._in_flight + len(queue[0]) <= self._window):
-            frame = queue.popleft()
-            size = len(frame)
-            self._sizes.append(size)
-            self._in_flight += size
-            self._queued -= size
-            frames.append(frame)
+        data = encode_requests(payloads)
+        count = len(payloads)
+        self._patience = seconds
+        in_time = int(count * _AT_ONCE / seconds) if seconds > _AT_ONCE else self._window
+        self._step = max(1, min(2 * self._step, in_time, self._window))
+        self._size = len(data) / count
+        if count == 1 or self.in_flight + len(data) <= WINDOW:
+            self._chunks.append((count, data))
+        else:  # longer than those before
+            self._chunks.extend((1, encode_frame(payload)) for payload in payloads)
+
+    def take(self) -> bytes:
+        """The bytes to send now, maybe none, as far as the window goes."""
+        frames = []
+        while self._chunks:
+            count, data = self._chunks[0]
+            if self.in_flight and self.in_flight + len(data) > WINDOW:
+                break
+            self._chunks.popleft()
+            self.sent(count, len(data))
+            frames.append(data)
         return b"".join(frames)
 
-    def fill(self, payloads: Iterator[bytes]) -> bytes:
-        """Add payloads as long as there is room; give the bytes to send now.
 
-        Raises:
-            ValueError: a payload is empty or too long.
-            TypeError: a payload is no bytes.
-            NbclientError: the exchange is poisoned.
-        """
-        self.check()
-        if self.room:
-            for payload in payloads:
-                self.add(payload)
-                if not self.room:
-                    break
-        return self.take()
-
-    def receive(self, data: bytes) -> None:
-        """Take the next bytes of the stream; none (``b""``) say that it has ended.
-
-        Raises:
-            NbclientError: the exchange was poisoned before.
-        """
-        self.check()
-        if not data:
-            self._fault = ConnectionLost(self._describe_end())
-            return
-        payloads = self._decoder.feed(data)
-        asked = payloads[: len(self._sizes)]
-        for _ in asked:
-            self._in_flight -= self._sizes.popleft()
-        self._replies += asked
-        self._fault = self._find_fault(data, len(payloads) - len(asked))
-
-    def next_reply(self) -> bytes | None:
-        """The next reply in order; None as long as it is not whole.
-
-        Raises:
-            NbclientError: it will never come, the exchange is poisoned.
-        """
-        if self._replies:
-            return self._replies.popleft()
-        self.check()
-        return None
-
-    def check(self) -> None:
-        """Make sure that nothing is wrong.
-
-        Raises:
-            NbclientError: the exchange is poisoned.
-        """
-        if self._fault is not None:
-            raise self._fault
-
-    def poison(self, fault: NbclientError) -> None:
-        """Let nothing more happen; an earlier fault stays the one that is raised."""
-        self._replies.clear()
-        self._fault = self._fault or fault
-
-    def _find_fault(self, data: bytes, unasked: int) -> ProtocolError | None:
-        error = self._decoder.error
-        rest = self._decoder.unfinished
-        if rest == 1 and data.endswith(b"\r"):
-            rest = 0  # may be the half of a CR LF: the next byte will tell
-        if unasked or (not self._sizes and (rest or error)):
-            fault = ProtocolError("the server sent bytes that nobody asked for")
-        elif error:
-            fault = ProtocolError(f"the server broke the protocol: {error}")
-        else:
-            return None
-        fault.__cause__ = error
-        return fault
-
-    def _describe_end(self) -> str:
-        count = len(self._sizes)
-        if not count:
-            return "the server closed the connection"
-        replies = "a reply" if count == 1 else f"{count} replies"
-        text = f"the server closed the connection with {replies} outstanding"
-        if unfinished := self._decoder.unfinished:
-            text += f", {unfinished} bytes into the next"
-        return text
+_AT_ONCE: Final = 0.001
+"""Seconds that those payloads may take to come that are sent together."""

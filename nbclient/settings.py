@@ -1,6 +1,6 @@
-"""What a client was told when it was made, and the errors that name it.
+"""What a client was told when it was made, validated; and the errors that name its peer.
 
-Both fronts word their errors here, so that they say the same.
+Both fronts take the same and word their errors here, so that they say the same.
 """
 
 from __future__ import annotations
@@ -8,83 +8,288 @@ from __future__ import annotations
 import errno
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Self
+from enum import Enum
+from typing import TYPE_CHECKING, Final, Self, TypeAlias
 
-from nbclient.errors import ClosedError, ConnectError, ConnectionLost, RequestTimeout
-from nbnet.notation import Target, parse_target
+from nbclient.errors import (
+    ClosedError,
+    ConnectError,
+    ConnectionLost,
+    ConnectTimeout,
+    PoolTimeout,
+    RequestTimeout,
+    Stage,
+)
+from nbclient.events import Hook, Observer
+from nbclient.servers import Attempts
+from nbnet.notation import Address, Target, parse_address
+
+if TYPE_CHECKING:
+    import ssl
 
 DEFAULT_TARGET: Final = "127.0.0.1:6789"
 DEFAULT_TIMEOUT: Final = 5.0
 """Seconds."""
+DEFAULT_WINDOW: Final = 4096
+"""Requests of ``request_many`` that may be unanswered at a time."""
 
 # The kernel counts the milliseconds of a wait in 31 bits, 24 days. Nobody sees
 # the difference between no limit and one of weeks.
 _LONGEST_TIMEOUT: Final = 1e6
 
 
-@dataclass(frozen=True, slots=True)
+class Default(Enum):
+    """In place of a value: the one that the client was made with."""
+
+    CLIENTS = "the client's"
+
+
+OneTarget: TypeAlias = str | tuple[str, int]
+Targets: TypeAlias = OneTarget | Sequence[OneTarget]
+"""A server: ``"HOST:PORT"``, ``"[IPv6]:PORT"``, ``"tls://HOST:PORT"``, ``"unix:PATH"``
+or a host and a port; or several of these."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What both fronts take, validated.
+    """What both fronts take, validated. Times in seconds, infinite for no limit.
 
     Attributes:
-        address: where the server listens.
-        timeout: seconds for one request; None for no limit.
+        addresses: where the servers listen.
+        timeout: for one request.
+        connect_timeout: for one attempt to connect.
+        max_connections: as each front counts them.
+        retries: how often a request is tried again at most.
+        backoff, backoff_cap: the longest pause before the first retry, and of all.
+        context: what agrees on TLS; None without.
+        server_name: the name that the server's certificate must have, if not the host.
+        observer: who is told what happens.
     """
 
-    address: Target
-    timeout: float | None
+    addresses: tuple[Address, ...]
+    timeout: float
+    connect_timeout: float
+    max_connections: int
+    retries: int
+    backoff: float
+    backoff_cap: float
+    context: ssl.SSLContext | None
+    server_name: str | None
+    observer: Observer
 
     @classmethod
-    def read(cls, target: str | tuple[str, int], timeout: float | None) -> Self:
+    def read(
+        cls,
+        target: Targets,
+        *,
+        timeout: float | None = DEFAULT_TIMEOUT,
+        connect_timeout: float | None = None,
+        max_connections: int = 1,
+        retries: int = 0,
+        backoff: float = 0.05,
+        backoff_cap: float = 2.0,
+        tls: bool | ssl.SSLContext | None = None,
+        tls_ca: str | os.PathLike[str] | None = None,
+        tls_cert: str | os.PathLike[str] | None = None,
+        tls_key: str | os.PathLike[str] | None = None,
+        tls_server_name: str | None = None,
+        on_event: Hook | None = None,
+    ) -> Self:
         """Settings from what a caller gave.
 
         Raises:
-            ValueError: the target is no address, or the timeout is not positive.
+            ValueError: a target is no address, a number is out of its range, or
+                a file for TLS cannot be read.
 
-        >>> Settings.read("localhost:6789", 0.5)
-        Settings(address=Target(host='localhost', port=6789), timeout=0.5)
+        >>> settings = Settings.read(["localhost:6789", "unix:/run/nbnet.sock"], timeout=0.5)
+        >>> [str(address) for address in settings.addresses]
+        ['localhost:6789', 'unix:/run/nbnet.sock']
         """
-        # Written out and read again, a pair is checked by the same rules.
-        address = parse_target(target if isinstance(target, str) else str(Target(*target)))
-        if timeout is None or timeout > _LONGEST_TIMEOUT:
-            return cls(address, None)
-        if not timeout > 0:  # nor is it NaN, which compares as false
-            raise ValueError(f"a timeout of {timeout} is not above 0 seconds")
-        return cls(address, timeout)
+        addresses = tuple(dict.fromkeys(map(_read_target, _as_sequence(target))))
+        if not addresses:
+            raise ValueError("a client needs at least one target")
+        if max_connections < 1:
+            raise ValueError(f"max_connections of {max_connections} leaves no connection")
+        if retries < 0:
+            raise ValueError(f"retries of {retries} are below 0")
+        if not (backoff >= 0 and backoff_cap >= 0):
+            raise ValueError(f"a pause of {min(backoff, backoff_cap)} s is below 0")
+        secure = any(address.tls for address in addresses)
+        if tls is False and secure:
+            raise ValueError("tls=False contradicts a target with tls://")
+        context = None
+        if tls or secure or tls_ca or tls_cert:
+            context = _make_context(tls, tls_ca, tls_cert, tls_key)
+            addresses = tuple(
+                address._replace(tls=True) if tls is not None or not secure else address
+                for address in addresses
+            )
+        if context and not tls_server_name and any(a.tls and a.path for a in addresses):
+            raise ValueError("TLS through a unix socket needs tls_server_name")
+        return cls(
+            addresses=addresses,
+            timeout=read_timeout("timeout", timeout),
+            connect_timeout=read_timeout("connect_timeout", connect_timeout),
+            max_connections=max_connections,
+            retries=retries,
+            backoff=backoff,
+            backoff_cap=backoff_cap,
+            context=context,
+            server_name=tls_server_name,
+            observer=Observer(on_event),
+        )
+
+    def limit(self, timeout: float | Default | None) -> float:
+        """The seconds that one request may take.
+
+        Raises:
+            ValueError: they are not positive.
+        """
+        if timeout is Default.CLIENTS:
+            return self.timeout
+        return read_timeout("timeout", timeout)
+
+    def attempts(self, deadline: float, *, idempotent: bool) -> Attempts:
+        """The attempts of one request."""
+        return Attempts(
+            self.retries, self.backoff, self.backoff_cap, idempotent=idempotent, deadline=deadline
+        )
+
+    def tls_name(self, address: Address) -> str:
+        """The name that the certificate of a server must have."""
+        return self.server_name or address.host
 
     @property
-    def limit(self) -> float:
-        """The timeout as a number: seconds, infinite for no limit."""
-        return math.inf if self.timeout is None else self.timeout
+    def names(self) -> str:
+        """The servers, for a message."""
+        return ", ".join(map(str, self.addresses))
 
-    def cannot_connect(self, causes: Sequence[BaseException]) -> ConnectError:
-        """The error for attempts to connect that failed, one cause for each."""
-        # A name may stand for several addresses that fail alike.
-        reasons = dict.fromkeys(map(_reason, causes))
-        return ConnectError(f"cannot connect to {self.address}: {', '.join(reasons)}")
+    # Errors --------------------------------------------------------------------
 
-    def timed_out(self) -> RequestTimeout:
+    def cannot_connect(self, reasons: Mapping[str, str]) -> ConnectError:
+        """The error when no server could be reached, with the reason for each."""
+        if len(reasons) == 1:
+            ((name, reason),) = reasons.items()
+            text = f"cannot connect to {name}: {reason}"
+        else:
+            every = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+            text = f"cannot connect to any server: {every}"
+        return ConnectError(text, peer=", ".join(reasons), reasons=dict(reasons))
+
+    def timed_out(self, seconds: float, peer: str, *, maybe_executed: bool) -> RequestTimeout:
         """The error for a deadline that has passed."""
-        return RequestTimeout(f"no reply from {self.address} within {self.limit:g} s")
+        stage: Stage = "receiving" if maybe_executed else "sending"
+        return RequestTimeout(
+            f"no reply from {peer} within {seconds:g} s",
+            peer=peer,
+            stage=stage,
+            maybe_executed=maybe_executed,
+        )
 
-    def lost(self, cause: BaseException) -> ConnectionLost:
-        """The error for a connection that broke."""
-        return ConnectionLost(f"lost the connection to {self.address}: {_reason(cause)}")
+    def connect_timed_out(self, seconds: float, peer: str) -> ConnectTimeout:
+        """The error for a deadline that has passed while connecting."""
+        text = f"no connection to {peer} within {seconds:g} s"
+        return ConnectTimeout(text, peer=peer, stage="connecting")
 
-    def closed(self) -> ClosedError:
+    def pool_timed_out(self, seconds: float) -> PoolTimeout:
+        """The error for a deadline that has passed while all connections were in use."""
+        text = f"all {self.max_connections} connections to {self.names} in use for {seconds:g} s"
+        return PoolTimeout(text, peer=self.names, stage="waiting for a connection")
+
+    def closed(self, peer: str = "", *, maybe_executed: bool = False) -> ClosedError:
         """The error for use after closing."""
-        return ClosedError(f"the client for {self.address} is closed")
+        text = f"the client for {self.names} is closed"
+        return ClosedError(text, peer=peer, maybe_executed=maybe_executed)
 
 
-def _reason(error: BaseException) -> str:
-    """What the operating system said, without number and decoration."""
+def lost(peer: str, cause: BaseException, *, maybe_executed: bool) -> ConnectionLost:
+    """The error for a connection that broke, to be raised from its cause."""
+    return ConnectionLost(
+        f"lost the connection to {peer}: {reason_of(cause)}",
+        peer=peer,
+        stage="receiving" if maybe_executed else "sending",
+        maybe_executed=maybe_executed,
+    )
+
+
+def read_timeout(name: str, seconds: float | None) -> float:
+    """Seconds, infinite for None and for what nobody waits for.
+
+    Raises:
+        ValueError: it is not positive.
+
+    >>> read_timeout("timeout", 0.5), read_timeout("timeout", None)
+    (0.5, inf)
+    """
+    if seconds is None or seconds > _LONGEST_TIMEOUT:
+        return math.inf
+    if not seconds > 0:  # nor is it NaN, which compares as false
+        raise ValueError(f"a {name} of {seconds} is not above 0 seconds")
+    return seconds
+
+
+def reason_of(error: BaseException) -> str:
+    """What the operating system said, without number and decoration.
+
+    >>> reason_of(ConnectionRefusedError(111, "connect call failed"))
+    'Connection refused'
+    """
     if isinstance(error, OSError):
         # trio puts words of its own into strerror; a failed look-up of a name
-        # has a strerror, but its number is none of errno.
-        if error.errno is not None and error.errno in errno.errorcode:
-            return os.strerror(error.errno)
+        # has a strerror, but its number is none of errno. Nor are those of TLS.
+        number = error.errno
+        if type(error).__module__ != "ssl" and number is not None and number in errno.errorcode:
+            return os.strerror(number)
+        verified = getattr(error, "verify_message", "")
+        if verified:
+            return f"the certificate does not verify: {verified}"
         if error.strerror:
             return error.strerror
     return str(error) or type(error).__name__
+
+
+def reasons_of(error: BaseException) -> str:
+    """The same for an attempt that may have failed at several addresses."""
+    group = error.__cause__
+    if isinstance(group, ExceptionGroup):
+        return ", ".join(dict.fromkeys(map(reason_of, group.exceptions)))
+    return reason_of(error)
+
+
+def _as_sequence(target: Targets) -> Sequence[OneTarget]:
+    if isinstance(target, str):
+        return [target]
+    if isinstance(target, tuple) and len(target) == 2 and isinstance(target[1], int):
+        return [(target[0], target[1])]
+    return target
+
+
+def _read_target(target: OneTarget) -> Address:
+    # Written out and read again, a pair is checked by the same rules.
+    return parse_address(target if isinstance(target, str) else str(Target(*target)))
+
+
+def _make_context(
+    tls: bool | ssl.SSLContext | None,
+    ca: str | os.PathLike[str] | None,
+    cert: str | os.PathLike[str] | None,
+    key: str | os.PathLike[str] | None,
+) -> ssl.SSLContext:
+    import ssl  # takes its time, and most do without
+
+    if isinstance(tls, ssl.SSLContext):
+        if ca or cert or key:
+            raise ValueError("an SSLContext has its certificates already: no paths besides")
+        return tls
+    if key and not cert:
+        raise ValueError("tls_key needs tls_cert")
+    try:
+        context = ssl.create_default_context(cafile=ca)  # TLS 1.2 and up
+        if cert:
+            context.load_cert_chain(cert, key)
+    except OSError as error:  # of which ssl.SSLError is one
+        files = ", ".join(str(path) for path in (ca, cert, key) if path)
+        raise ValueError(f"cannot use {files}: {reason_of(error)}") from error
+    return context

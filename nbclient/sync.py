@@ -2,49 +2,93 @@
 
 Rules kept by both fronts:
 
-* a connection is made when it is needed and kept for the next request;
-* a request takes the connection out of its place and puts it back only if the
-  exchange on it is idle. Whatever comes between the first byte sent and the
-  last byte of the reply (a fault, a timeout, Ctrl-C) closes it: a late
-  reply must not reach a later request;
+* a connection is made when it is needed and kept for further requests;
+* a request that was not answered for whatever reason (a fault, a timeout,
+  Ctrl-C) never leaves its reply to a later one;
 * a kept connection that has become readable was closed by the server, or has
   bytes that nobody asked for: it is dropped and another one made;
-* nothing is sent twice: a request that failed is the caller's to repeat.
+* what was sent is not sent again, unless the caller allows it.
+
+Rules kept here besides: a connection belongs to one request at a time. Who has
+none left to take waits for one to come back, and looks for itself then: nothing
+is handed from one thread to another, so nothing can get lost on the way.
 """
 
 from __future__ import annotations
 
-import errno
+import math
 import os
-import socket
+import threading
 import time
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+import warnings
+import weakref
+from collections.abc import Callable, Generator, Iterable, Iterator
+from itertools import count, islice
 from types import TracebackType
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self, TypeAlias
 
-from nbclient.exchange import Exchange
-from nbclient.settings import DEFAULT_TARGET, DEFAULT_TIMEOUT, Settings
-from nbnet.machine import look_up
+from nbclient.dialing import Stream, open_stream
+from nbclient.errors import ClosedError, NbclientError, RequestTimeout
+from nbclient.events import Event, Hook
+from nbclient.exchange import Ledger, Pipeline, encode_request, encode_requests
+from nbclient.servers import Attempts, Server, Servers
+from nbclient.settings import (
+    DEFAULT_TARGET,
+    DEFAULT_TIMEOUT,
+    DEFAULT_WINDOW,
+    Default,
+    Settings,
+    Targets,
+    lost,
+    reasons_of,
+)
+from nbnet.framing import HEADER_SIZE
+from nbnet.notation import Address
 
-READ_SIZE: Final = 64 * 1024
-"""Bytes asked of the kernel in one read."""
+if TYPE_CHECKING:
+    import ssl
+
+WORTH_WAITING: Final = 0.001
+"""Seconds; the kernel cannot wait for much less."""
+
+Connect: TypeAlias = Callable[[Address, float | None], Stream]
+"""Makes a connection to a server, within so many seconds (None: no limit)."""
 
 
 class Client:
-    """Sends requests to one server and waits for the replies.
+    """Sends requests to a server and waits for the replies.
 
-    For one thread at a time. It connects at the first request, and again after
-    a fault.
+    For any number of threads. It connects at the first request, again after a
+    fault, and once more for each request that comes while all connections are
+    in use. In a forked child it begins anew.
 
     Args:
-        target: the server, as ``"HOST:PORT"`` or a tuple of both.
-        timeout: seconds that one request may take, connecting included (looking
-            up a host name is not: the system cannot be interrupted in that);
-            None for no limit.
+        target: the server: ``"HOST:PORT"``, ``"[IPv6]:PORT"``, ``"tls://HOST:PORT"``,
+            ``"unix:PATH"``, or a tuple of host and port. Or a sequence of these:
+            several servers that answer alike.
+        timeout: seconds that one request may take, connecting and retries
+            included (looking up a host name is not: the system cannot be
+            interrupted in that); None for no limit.
+        connect_timeout: seconds that one attempt to connect may take; None for
+            no limit of its own.
+        max_connections: how many there may be at a time, to all servers together.
+        retries: how often a request is tried again at most. That happens when
+            nothing of it was sent, or when it may be executed twice.
+        backoff: seconds of the longest pause before the first retry; it doubles
+            with each further one, and a random share of it is waited for.
+        backoff_cap: seconds of the longest pause of all.
+        tls: whether to speak TLS, or with which ``ssl.SSLContext``; by default,
+            if a target or one of the following says so.
+        tls_ca: a file of certificates to trust, in PEM; the system's without.
+        tls_cert, tls_key: files with a certificate to show, and its key.
+        tls_server_name: the name that the server's certificate must have; by
+            default the host.
+        on_event: called with an ``nbclient.Event`` for what happens inside.
+        connect: makes the connections, in place of sockets.
 
     Raises:
-        ValueError: the target is no address, or the timeout is not positive.
+        ValueError: a target is no address, a number is out of its range, or a
+            file for TLS cannot be used.
 
     >>> from nbnet import Server
     >>> with Server(port=0) as server, Client(server.address) as client:
@@ -56,24 +100,68 @@ class Client:
 
     def __init__(
         self,
-        target: str | tuple[str, int] = DEFAULT_TARGET,
+        target: Targets = DEFAULT_TARGET,
         *,
         timeout: float | None = DEFAULT_TIMEOUT,
+        connect_timeout: float | None = None,
+        max_connections: int = 100,
+        retries: int = 2,
+        backoff: float = 0.05,
+        backoff_cap: float = 2.0,
+        tls: bool | ssl.SSLContext | None = None,
+        tls_ca: str | os.PathLike[str] | None = None,
+        tls_cert: str | os.PathLike[str] | None = None,
+        tls_key: str | os.PathLike[str] | None = None,
+        tls_server_name: str | None = None,
+        on_event: Hook | None = None,
+        connect: Connect | None = None,
     ) -> None:
-        self._settings = Settings.read(target, timeout)
-        self._kept: _Connection | None = None
-        self._used: set[_Connection] = set()
+        self._closed = True  # as long as the arguments may be wrong
+        self._open: set[_Connection] = set()
+        self._settings = settings = Settings.read(
+            target,
+            timeout=timeout,
+            connect_timeout=connect_timeout,
+            max_connections=max_connections,
+            retries=retries,
+            backoff=backoff,
+            backoff_cap=backoff_cap,
+            tls=tls,
+            tls_ca=tls_ca,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+            tls_server_name=tls_server_name,
+            on_event=on_event,
+        )
+        self._connect = connect or (lambda address, left: open_stream(address, left, settings))
+        self._servers = Servers(settings.addresses)
+        self._observer = settings.observer
+        self._numbers = count(1)
+        self._forget()
         self._closed = False
+        _clients.add(self)
 
-    def request(self, payload: bytes) -> bytes:
+    def request(
+        self,
+        payload: bytes,
+        *,
+        idempotent: bool = False,
+        timeout: float | Default | None = Default.CLIENTS,
+    ) -> bytes:
         """Send a payload of 1 to 99,999 bytes; give the payload of the reply.
 
+        Args:
+            payload: what to send.
+            idempotent: whether the server may execute the request twice: then
+                it is tried again also if a connection breaks before the reply.
+            timeout: seconds for this request, in place of the client's.
+
         Raises:
-            ValueError: the payload is empty or too long; nothing was sent.
+            LocalProtocolError: the payload is empty or too long; nothing was sent.
             TypeError: the payload is no bytes; nothing was sent.
             ConnectError: no connection could be made; nothing was sent.
             RequestTimeout: the time is over.
-            ProtocolError: the server sent something that is no reply.
+            RemoteProtocolError: the server sent something that is no reply.
             ConnectionLost: the server closed the connection before replying.
             ClosedError: the client is closed.
 
@@ -82,34 +170,43 @@ class Client:
         ...     client.request(b"abc")
         b'ABC'
         """
-        deadline = _Deadline(self._settings)
-        with self._connection() as connection:
-            exchange = connection.exchange
-            exchange.add(payload)
-            connection.send(exchange.take(), deadline)
-            while (reply := exchange.next_reply()) is None:
-                connection.receive(deadline)
-            # A reply with more behind it may not be the right one.
-            exchange.check()
-            return reply
+        frame = encode_request(payload)
+        limit = self._settings.limit(timeout)
+        deadline = time.monotonic() + limit
+        number = next(self._numbers) if self._observer.active else 0
+        attempts: Attempts | None = None
+        while True:
+            try:
+                return self._attempt(frame, deadline, limit, number)
+            except NbclientError as error:
+                attempts = attempts or self._settings.attempts(deadline, idempotent=idempotent)
+                self._pause(attempts, error, number)
 
-    def request_many(self, payloads: Iterable[bytes]) -> Generator[bytes, None, None]:
+    def request_many(
+        self, payloads: Iterable[bytes], *, window: int = DEFAULT_WINDOW
+    ) -> Generator[bytes, None, None]:
         """Send payloads one after the other; give their replies in that order.
 
         The requests are pipelined: payloads are taken, and sent, ahead of the
-        replies, up to 64 KiB of them. So the iterable may be of any length, but
-        it must not wait for a reply before it goes on. The timeout is for each
-        next reply and does not count the time that the iterable and the caller
-        take.
+        replies. So the iterable may be of any length, and memory is bounded;
+        but it must not wait for a reply before it goes on. The timeout is for
+        each next reply and does not count the time that the iterable and the
+        caller take.
 
-        The replies have a connection to themselves; another request made
-        meanwhile opens a second one. Leaving before the last reply closes it.
-        An error, from the iterable or an unfit payload too, ends the generator
-        where it occurs, and replies outstanding are lost.
+        The replies have a connection to themselves; leaving before the last
+        reply closes it. Only connecting is tried again. An error, from the
+        iterable or an unfit payload too, ends the generator where it occurs,
+        and replies outstanding are lost.
+
+        Args:
+            payloads: of 1 to 99,999 bytes each.
+            window: how many may be unanswered at a time. There are never more
+                than 64 KiB of them, or one larger one.
 
         Raises:
             TypeError: this is no iterable, or a payload is no bytes.
-            ValueError: a payload is empty or too long.
+            LocalProtocolError: a payload is empty or too long.
+            ValueError: the window is below 1.
             NbclientError: as for ``request``, after the replies that came before.
 
         >>> from nbnet import Server
@@ -120,16 +217,34 @@ class Client:
         b'01'
         b'02'
         """
-        return self._replies(iter(payloads))
+        if window < 1:
+            raise ValueError(f"a window of {window} requests lets none through")
+        return self._replies(iter(payloads), window)
 
     def close(self) -> None:
-        """Close the connection, also one that is in use. May be called again."""
-        self._closed = True
-        if self._kept is not None:
-            self._used.add(self._kept)
-            self._kept = None
-        while self._used:
-            self._used.pop().close()
+        """Close all connections, also those in use: what waits for them fails.
+
+        May be called again, and from any thread.
+
+        >>> client = Client()
+        >>> client.close()
+        >>> client.request(b"abc")
+        Traceback (most recent call last):
+        nbclient.errors.ClosedError: the client for 127.0.0.1:6789 is closed
+        """
+        with self._lock:
+            self._closed = True
+            idle = [connection for stack in self._idle.values() for connection in stack]
+            for stack in self._idle.values():
+                stack.clear()
+            self._open.difference_update(idle)
+            used = list(self._open)
+            self._freed.notify_all()
+        self._closing.set()
+        for connection in idle:
+            self._close(connection)
+        for connection in used:
+            connection.abort()  # whoever uses it closes it
 
     def __enter__(self) -> Self:
         return self
@@ -142,160 +257,365 @@ class Client:
     ) -> None:
         self.close()
 
-    def _replies(self, payloads: Iterator[bytes]) -> Generator[bytes, None, None]:
-        with self._connection() as connection:
-            exchange = connection.exchange
-            while True:
-                data = exchange.fill(payloads)
-                if not exchange.outstanding:
-                    return
-                deadline = _Deadline(self._settings)
-                if data:
-                    connection.send(data, deadline)
-                while (reply := exchange.next_reply()) is None:
-                    connection.receive(deadline)
-                # All that one read brought is given before more is sent, so that
-                # requests go out in batches of the same size.
-                while reply is not None:
-                    yield reply
-                    reply = exchange.next_reply()
+    def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:
+        if self._open and not self._closed:
+            _warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
+            for connection in self._open:
+                if connection.stream is not None:
+                    connection.stream.close()
 
-    @contextmanager
-    def _connection(self) -> Iterator[_Connection]:
-        """A connection to have for oneself."""
-        connection, self._kept = self._kept, None
-        if connection is not None and connection.stale:
-            connection.close()
-            connection = None
+    def __repr__(self) -> str:
+        settings = getattr(self, "_settings", None)
+        return f"<nbclient.Client for {settings.names if settings else 'nothing'}>"
+
+    # One attempt -----------------------------------------------------------------
+
+    def _attempt(self, frame: bytes, deadline: float, limit: float, number: int) -> bytes:
+        connection = self._check_out(deadline, limit)
+        try:
+            if number:
+                reply = self._ask_observed(connection, frame, deadline, limit, number)
+            else:
+                reply = connection.ask(frame, deadline, limit)
+        except BaseException as error:  # Ctrl-C too: the reply may come all the same
+            self._discard(connection)
+            if isinstance(error, RequestTimeout):
+                self._unanswered(connection.server, error)
+            raise
+        self._check_in(connection)
+        return reply
+
+    def _ask_observed(
+        self, connection: _Connection, frame: bytes, deadline: float, limit: float, number: int
+    ) -> bytes:
+        peer, tell = connection.peer, self._observer
+        tell(Event("request", peer, size=len(frame) - HEADER_SIZE, request=number))
+        started = time.monotonic()
+        try:
+            reply = connection.ask(frame, deadline, limit)
+        except BaseException as error:
+            seconds = time.monotonic() - started
+            cause = error if isinstance(error, NbclientError) else None
+            tell(Event("failed", peer, seconds, request=number, error=cause))
+            raise
+        seconds = time.monotonic() - started
+        tell(Event("reply", peer, seconds, size=len(reply), request=number))
+        return reply
+
+    def _pause(self, attempts: Attempts, error: NbclientError, number: int) -> None:
+        """Wait before another attempt; raise the error if there is none to be."""
+        pause = attempts.pause(error, time.monotonic())
+        if pause is None:
+            raise error
+        self._observer(Event("retry", error.peer, pause, request=number, error=error))
+        self._closing.wait(pause)
+
+    # Many ------------------------------------------------------------------------
+
+    def _replies(self, payloads: Iterator[bytes], window: int) -> Generator[bytes, None, None]:
+        started = time.monotonic()
+        batch = list(islice(payloads, 1))
+        if not batch:
+            self._check()
+            return
+        encode_requests(batch)  # before a connection is made for it
+        connection = self._connection_for_replies()
+        pipeline = Pipeline(connection.peer, window)
+        try:
+            pipeline.add(batch, time.monotonic() - started)
+            ended = False
+            while True:
+                if not connection.send_many(pipeline):
+                    ended = True  # nothing more can be sent; replies may still come
+                if not pipeline.outstanding and pipeline.fault is None:
+                    break
+                yield from connection.receive_many(pipeline, wait=ended or not pipeline.wanted)
+                if not ended and pipeline.fault is None and (wanted := pipeline.wanted):
+                    started = time.monotonic()
+                    batch = list(islice(payloads, wanted))
+                    ended = len(batch) < wanted
+                    if batch:
+                        pipeline.add(batch, time.monotonic() - started)
+        finally:
+            if pipeline.idle:
+                self._check_in(connection)
+            else:
+                self._discard(connection)
+
+    def _connection_for_replies(self) -> _Connection:
+        limit = self._settings.timeout
+        deadline = time.monotonic() + limit
+        attempts = self._settings.attempts(deadline, idempotent=False)
+        while True:
+            try:
+                return self._check_out(deadline, limit)
+            except NbclientError as error:
+                self._pause(attempts, error, 0)
+
+    # The pool --------------------------------------------------------------------
+
+    def _check_out(self, deadline: float, limit: float) -> _Connection:
+        """A connection to have for oneself; ``_check_in`` or ``_discard`` has to follow."""
+        reasons: dict[str, str] = {}
+        tried: list[Server] = []
+        while True:
+            connection = self._take(deadline, limit, tried)
+            try:
+                if connection.stream is None:
+                    self._dial(connection, deadline, limit)
+                elif connection.stream.readable():  # dropped by the server, or out of step
+                    self._discard(connection)
+                    continue
+            except NbclientError as error:
+                self._discard(connection)
+                tried.append(connection.server)
+                reasons[connection.peer] = connection.server.reason
+                if len(tried) < len(self._servers.all) and time.monotonic() < deadline:
+                    continue
+                if len(reasons) == 1 or isinstance(error, ClosedError):
+                    raise
+                raise self._settings.cannot_connect(reasons) from error
+            except BaseException:
+                self._discard(connection)
+                raise
+            return connection
+
+    def _take(self, deadline: float, limit: float, tried: list[Server]) -> _Connection:
+        """An idle connection, or one that is yet to be made."""
+        with self._lock:
+            while True:
+                self._check()
+                server = self._servers.choose(time.monotonic(), tried)
+                assert server is not None  # who has tried them all does not ask
+                idle = self._idle[server]
+                if idle:
+                    connection = idle.pop()  # the last one used: the others may rest
+                    break
+                if len(self._open) < self._settings.max_connections or self._evict():
+                    connection = _Connection(server, self._settings)
+                    self._open.add(connection)
+                    break
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise self._settings.pool_timed_out(limit)
+                self._waiting += 1
+                try:
+                    self._freed.wait(min(left, threading.TIMEOUT_MAX))
+                finally:
+                    self._waiting -= 1
+            server.busy += 1
+        return connection
+
+    def _evict(self) -> bool:
+        """Close an idle connection to another server, to make room; whether there was one."""
+        for stack in self._idle.values():
+            if stack:
+                connection = stack.pop(0)
+                self._open.discard(connection)
+                self._close(connection)
+                return True
+        return False
+
+    def _dial(self, connection: _Connection, deadline: float, limit: float) -> None:
+        server, settings = connection.server, self._settings
+        started = time.monotonic()
+        left = min(deadline - started, settings.connect_timeout)
+        failure: NbclientError
+        try:
+            if left <= 0:
+                raise TimeoutError
+            connection.stream = self._connect(server.address, None if left == math.inf else left)
+        except OSError as error:
+            now = time.monotonic()
+            if isinstance(error, TimeoutError) and error.errno is None:
+                failure = settings.connect_timed_out(
+                    min(limit, settings.connect_timeout), server.name
+                )
+                reason = str(failure)
+            else:
+                reason = reasons_of(error)
+                failure = settings.cannot_connect({server.name: reason})
+            with self._lock:
+                self._servers.failed(server, reason, now)
+            self._observer(Event("connect", server.name, now - started, error=failure))
+            raise failure from error
+        with self._lock:
+            self._servers.worked(server)
+            self._check()
+        self._observer(Event("connect", server.name, time.monotonic() - started))
+
+    def _unanswered(self, server: Server, error: NbclientError) -> None:
+        """It let a request wait too long: others may be better, if there are any."""
+        with self._lock:
+            self._servers.failed(server, str(error), time.monotonic())
+
+    def _check_in(self, connection: _Connection) -> None:
+        with self._lock:
+            if connection.ledger.idle and not self._closed:
+                connection.server.busy -= 1
+                self._idle[connection.server].append(connection)
+                if self._waiting:
+                    self._freed.notify()
+                return
+        self._discard(connection)
+
+    def _discard(self, connection: _Connection) -> None:
+        with self._lock:
+            self._open.discard(connection)
+            connection.server.busy -= 1
+            if self._waiting:
+                self._freed.notify()
+        self._close(connection)
+
+    def _close(self, connection: _Connection) -> None:
+        if connection.stream is not None:
+            connection.stream.close()
+            self._observer(Event("close", connection.peer))
+
+    def _check(self) -> None:
         if self._closed:
             raise self._settings.closed()
-        if connection is None:
-            connection = _Connection(self._settings)
-        try:
-            self._used.add(connection)
-            yield connection
-        finally:
-            self._used.discard(connection)
-            if connection.exchange.idle and self._kept is None:
-                self._kept = connection
-            else:
-                connection.close()
+
+    def _forget(self) -> None:
+        """Begin with no connections: of a new client, or of a copy in a forked child.
+
+        The child has its own copies of the descriptors; closing them tells the
+        server nothing. Locks may be held by threads that it does not have.
+        """
+        for connection in self._open:
+            if connection.stream is not None:
+                connection.stream.close()
+        self._open = set()
+        self._idle: dict[Server, list[_Connection]] = {s: [] for s in self._servers.all}
+        for server in self._servers.all:
+            server.busy = 0
+        self._lock = threading.Lock()
+        self._freed = threading.Condition(self._lock)
+        self._waiting = 0  # threads that wait for it
+        self._closing = threading.Event()
 
 
-class _Deadline:
-    """When a request has to be done."""
+_clients: weakref.WeakSet[Client] = weakref.WeakSet()
 
-    __slots__ = ("_end", "_settings")
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._end = None if settings.timeout is None else time.monotonic() + settings.timeout
+def _forked() -> None:
+    for client in list(_clients):
+        client._forget()  # noqa: SLF001  (a friend)
 
-    def left(self) -> float | None:
-        """Seconds left, for ``settimeout``; None for no limit."""
-        if self._end is None:
-            return None
-        left = self._end - time.monotonic()
-        if left <= 0:  # 0 would mean non-blocking
-            raise self._settings.timed_out()
-        return left
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 class _Connection:
-    """A socket, connected with the first bytes to send, and the exchange on it."""
+    """A stream, once it is connected, and what is outstanding on it."""
 
-    __slots__ = ("_settings", "_socket", "exchange")
+    __slots__ = ("_settings", "aborted", "ledger", "peer", "server", "stream")
 
-    def __init__(self, settings: Settings) -> None:
-        self.exchange = Exchange()
+    def __init__(self, server: Server, settings: Settings) -> None:
+        self.server = server
+        self.peer = server.name
+        self.ledger = Ledger(server.name)
+        self.stream: Stream | None = None
+        self.aborted = False
         self._settings = settings
-        self._socket: socket.socket | None = None
 
-    @property
-    def stale(self) -> bool:
-        """Whether there is something to read although nothing is outstanding."""
-        if self._socket is None:
-            return False
-        self._socket.settimeout(0)
+    def ask(self, frame: bytes, deadline: float, limit: float) -> bytes:
+        """Send a request and wait for its reply."""
+        stream, ledger = self.stream, self.ledger
+        assert stream is not None
+        size = len(frame)
+        ledger.sent(1, size)
+        sent = 0
         try:
-            self._socket.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return False
+            while sent < size:
+                sent += stream.send(frame[sent:] if sent else frame, _left(deadline))
+            while True:
+                data = stream.receive(_left(deadline))
+                reply = ledger.receive_one(data)
+                if reply is not None:
+                    return reply
+                replies = ledger.receive(data)
+                if ledger.fault is not None:
+                    # A reply with more behind it may not be the right one.
+                    raise self._fault(ledger)
+                if replies:
+                    return replies[0]
+        except OSError as error:
+            raise self._failed(error, limit, maybe_executed=sent > 0) from error
+
+    def send_many(self, pipeline: Pipeline) -> bool:
+        """Send what is to go; whether more can be sent later."""
+        assert self.stream is not None
+        rest = memoryview(pipeline.take())
+        limit = self._settings.timeout
+        deadline = time.monotonic() + limit
+        try:
+            while rest:
+                rest = rest[self.stream.send(rest, _left(deadline)) :]
+        except TimeoutError as error:
+            raise self._failed(error, limit, maybe_executed=True) from error
         except OSError:
-            pass  # broken, and so of no more use
-        return True
-
-    def send(self, data: bytes, deadline: _Deadline) -> None:
-        if self._socket is None:
-            self._socket = _connect(self._settings, deadline)
-        self._socket.settimeout(deadline.left())
-        try:
-            self._socket.sendall(data)
-        except (BrokenPipeError, ConnectionResetError):
             # Replies sent before may still be there to be read, and reading will
             # tell of the end.
-            return
-        except OSError as error:
-            raise _translate(error, self._settings) from error
+            return False
+        return True
 
-    def receive(self, deadline: _Deadline) -> None:
-        assert self._socket is not None
-        self._socket.settimeout(deadline.left())
+    def receive_many(self, pipeline: Pipeline, *, wait: bool) -> list[bytes]:
+        """The replies that come next; none if they take longer than the payloads do.
+
+        Args:
+            wait: whether to wait for one, as no more can be sent without.
+        """
+        assert self.stream is not None
+        if pipeline.fault is not None:
+            raise self._fault(pipeline)
+        limit = self._settings.timeout
+        if not wait:
+            limit = min(pipeline.patience, limit)
+            if limit < WORTH_WAITING and not self.stream.readable():
+                return []
+        deadline = time.monotonic() + max(limit, WORTH_WAITING)
         try:
-            data = self._socket.recv(READ_SIZE)
+            while True:
+                replies = pipeline.receive(self.stream.receive(_left(deadline)))
+                if replies:
+                    return replies
+                if pipeline.fault is not None:
+                    raise self._fault(pipeline)
         except OSError as error:
-            raise _translate(error, self._settings) from error
-        self.exchange.receive(data)
+            if not wait and isinstance(error, TimeoutError) and error.errno is None:
+                return []
+            raise self._failed(error, limit, maybe_executed=True) from error
 
-    def close(self) -> None:
-        self.exchange.poison(self._settings.closed())
-        if self._socket is not None:
-            self._socket.close()
+    def abort(self) -> None:
+        """Let whoever waits for it find out that the client was closed."""
+        self.aborted = True
+        if self.stream is not None:
+            self.stream.abort()
 
+    def _failed(self, error: OSError, limit: float, *, maybe_executed: bool) -> NbclientError:
+        if self.aborted:
+            return self._settings.closed(self.peer, maybe_executed=maybe_executed)
+        if isinstance(error, TimeoutError) and error.errno is None:
+            return self._settings.timed_out(limit, self.peer, maybe_executed=maybe_executed)
+        return lost(self.peer, error, maybe_executed=maybe_executed)
 
-def _connect(settings: Settings, deadline: _Deadline) -> socket.socket:
-    """A connection to the first of the host's addresses that takes one."""
-    try:
-        found = look_up(settings.address)
-    except OSError as error:
-        raise settings.cannot_connect([error]) from error
-    causes: list[OSError] = []
-    for family, address in found:
-        left = deadline.left()
-        try:
-            return _connect_one(socket.socket(family, socket.SOCK_STREAM), address, left)
-        except OSError as error:
-            if _is_deadline(error):
-                raise settings.timed_out() from error
-            causes.append(error)
-    raise settings.cannot_connect(causes) from causes[0]
+    def _fault(self, ledger: Ledger) -> NbclientError:
+        if self.aborted:
+            return self._settings.closed(self.peer, maybe_executed=True)
+        return ledger.failure(maybe_executed=True)
 
 
-def _connect_one(
-    connecting: socket.socket, address: tuple[object, ...], timeout: float | None
-) -> socket.socket:
-    try:
-        connecting.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connecting.settimeout(timeout)
-        connecting.connect(address)
-        _check_peer(connecting)
-    except BaseException:
-        connecting.close()
-        raise
-    return connecting
+def _left(deadline: float) -> float | None:
+    """The time left, as streams take it.
 
-
-def _check_peer(connected: socket.socket) -> None:
-    # TCP lets a socket connect to itself when the port that it was given is the
-    # one it asks for: nobody listens there.
-    if connected.getsockname() == connected.getpeername():
-        raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
-
-
-def _translate(error: OSError, settings: Settings) -> Exception:
-    return settings.timed_out() if _is_deadline(error) else settings.lost(error)
-
-
-def _is_deadline(error: OSError) -> bool:
-    """Whether our own timeout has passed; the kernel's ETIMEDOUT is a TimeoutError too."""
-    return isinstance(error, TimeoutError) and error.errno is None
+    Raises:
+        TimeoutError: there is none.
+    """
+    if deadline == math.inf:
+        return None
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left

@@ -1,38 +1,103 @@
-"""The trio front: ``AsyncClient``. Mirrors ``nbclient.sync`` name by name, rules and all.
+"""The trio front: ``AsyncClient``. Mirrors ``nbclient.sync`` name by name.
 
-What trio adds:
+Its rules are those of the blocking front, and besides:
 
-* a cancellation between the first byte sent and the last byte of the reply
-  closes the connection, as a timeout does, and goes on to the caller;
-* no nursery, no task in the background;
+* many tasks share few connections: requests of all of them are on the way at a
+  time, and each task gets its own reply;
+* no nursery, no task in the background. A connection has roles: to open it, to
+  send, to read. Whoever waits and finds a role free takes it, for all who wait,
+  and whoever is done leaves it to another;
+* a task may be cancelled at every checkpoint. If it is known how much of its
+  request was sent, the connection stays in step, and a reply that is still due
+  is dropped when it comes. If it is not known, the connection is closed, and the
+  others on it fail with an error that says so;
+* a connection on which a request timed out gets no further ones;
 * no cancel scope is open while a generator gives a reply.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+import os
+import time
+import warnings
+import weakref
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+)
+from itertools import count, islice
+from typing import TYPE_CHECKING, TypeAlias
 
 import trio
 
-from nbclient.exchange import Exchange
-from nbclient.settings import DEFAULT_TARGET, DEFAULT_TIMEOUT, Settings
+from nbclient.errors import (
+    ConnectError,
+    ConnectionLost,
+    ConnectTimeout,
+    NbclientError,
+)
+from nbclient.events import Event, Hook
+from nbclient.exchange import Pipeline, Request, encode_request, encode_requests
+from nbclient.servers import Attempts, Server, Servers
+from nbclient.settings import (
+    DEFAULT_TARGET,
+    DEFAULT_TIMEOUT,
+    DEFAULT_WINDOW,
+    Default,
+    Settings,
+    Targets,
+    reasons_of,
+)
+from nbclient.trio_connection import Connection
+from nbnet.framing import HEADER_SIZE
+from nbnet.notation import Address
+
+if TYPE_CHECKING:
+    import ssl
+
+Connect: TypeAlias = Callable[[Address], Awaitable[trio.abc.Stream]]
+"""Makes a connection to a server."""
 
 
 class AsyncClient(trio.abc.AsyncResource):
-    """Sends requests to one server and awaits the replies.
+    """Sends requests to a server and awaits the replies.
 
-    For any number of tasks of one trio run; their requests wait for each other,
-    first come, first served. It connects at the first request, and again after
-    a fault.
+    For any number of tasks of one trio run, which share the connections. It
+    connects at the first request, again after a fault, and once more, up to
+    ``max_connections``, when all connections have requests under way.
 
     Args:
-        target: the server, as ``"HOST:PORT"`` or a tuple of both.
-        timeout: seconds that one request may take, connecting and waiting for
-            other tasks included; None for no limit.
+        target: the server: ``"HOST:PORT"``, ``"[IPv6]:PORT"``, ``"tls://HOST:PORT"``,
+            ``"unix:PATH"``, or a tuple of host and port. Or a sequence of these:
+            several servers that answer alike.
+        timeout: seconds that one request may take, connecting and retries
+            included; None for no limit. Cancel scopes do as well.
+        connect_timeout: seconds that one attempt to connect may take; None for
+            no limit of its own.
+        max_connections: how many may be shared at a time, to each server. Each
+            ``request_many`` under way has one of its own besides.
+        retries: how often a request is tried again at most. That happens when
+            nothing of it was sent, or when it may be executed twice.
+        backoff: seconds of the longest pause before the first retry; it doubles
+            with each further one, and a random share of it is waited for.
+        backoff_cap: seconds of the longest pause of all.
+        tls: whether to speak TLS, or with which ``ssl.SSLContext``; by default,
+            if a target or one of the following says so.
+        tls_ca: a file of certificates to trust, in PEM; the system's without.
+        tls_cert, tls_key: files with a certificate to show, and its key.
+        tls_server_name: the name that the server's certificate must have; by
+            default the host.
+        on_event: called with an ``nbclient.Event`` for what happens inside.
+        connect: makes the connections: any ``trio.abc.Stream`` will do.
 
     Raises:
-        ValueError: the target is no address, or the timeout is not positive.
+        ValueError: a target is no address, a number is out of its range, or a
+            file for TLS cannot be used.
 
     >>> from nbnet import Server
     >>> async def main(address):
@@ -49,26 +114,69 @@ class AsyncClient(trio.abc.AsyncResource):
 
     def __init__(
         self,
-        target: str | tuple[str, int] = DEFAULT_TARGET,
+        target: Targets = DEFAULT_TARGET,
         *,
         timeout: float | None = DEFAULT_TIMEOUT,
+        connect_timeout: float | None = None,
+        max_connections: int = 4,
+        retries: int = 2,
+        backoff: float = 0.05,
+        backoff_cap: float = 2.0,
+        tls: bool | ssl.SSLContext | None = None,
+        tls_ca: str | os.PathLike[str] | None = None,
+        tls_cert: str | os.PathLike[str] | None = None,
+        tls_key: str | os.PathLike[str] | None = None,
+        tls_server_name: str | None = None,
+        on_event: Hook | None = None,
+        connect: Connect | None = None,
     ) -> None:
-        self._settings = Settings.read(target, timeout)
-        self._lock = trio.Lock()
-        self._kept: _Connection | None = None
-        self._used: set[_Connection] = set()
+        self._closed = True  # as long as the arguments may be wrong
+        self._forget()
+        self._settings = settings = Settings.read(
+            target,
+            timeout=timeout,
+            connect_timeout=connect_timeout,
+            max_connections=max_connections,
+            retries=retries,
+            backoff=backoff,
+            backoff_cap=backoff_cap,
+            tls=tls,
+            tls_ca=tls_ca,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+            tls_server_name=tls_server_name,
+            on_event=on_event,
+        )
+        self._connect: Connect = connect or (lambda address: open_stream(address, settings))
+        self._servers = Servers(settings.addresses)
+        self._observer = settings.observer
+        self._numbers = count(1)
         self._closed = False
+        _clients.add(self)
 
-    async def request(self, payload: bytes) -> bytes:
+    async def request(
+        self,
+        payload: bytes,
+        *,
+        idempotent: bool = False,
+        timeout: float | Default | None = Default.CLIENTS,  # noqa: ASYNC109 (as in the other front)
+    ) -> bytes:
         """Send a payload of 1 to 99,999 bytes; give the payload of the reply.
 
+        Args:
+            payload: what to send.
+            idempotent: whether the server may execute the request twice: then
+                it is tried again also if a connection breaks before the reply.
+            timeout: seconds for this request, in place of the client's.
+
         Raises:
-            ValueError: the payload is empty or too long; nothing was sent.
+            LocalProtocolError: the payload is empty or too long; nothing was sent.
             TypeError: the payload is no bytes; nothing was sent.
             ConnectError: no connection could be made; nothing was sent.
             RequestTimeout: the time is over.
-            ProtocolError: the server sent something that is no reply.
-            ConnectionLost: the server closed the connection before replying.
+            RemoteProtocolError: the server sent something that is no reply.
+            ConnectionLost: the server closed the connection before replying, or
+                another request on it was cancelled while it was being sent.
             ClosedError: the client is closed.
 
         >>> from nbnet import Server
@@ -79,38 +187,47 @@ class AsyncClient(trio.abc.AsyncResource):
         ...     trio.run(main, server.address)
         b'ABC'
         """
-        with _deadline(self._settings):
-            async with self._lock, self._connection() as connection:
-                exchange = connection.exchange
-                exchange.add(payload)
-                await connection.send(exchange.take())
-                while (reply := exchange.next_reply()) is None:
-                    await connection.receive()
-                # A reply with more behind it may not be the right one.
-                exchange.check()
-                return reply
+        frame = encode_request(payload)
+        limit = self._settings.limit(timeout)
+        deadline = trio.current_time() + limit
+        number = next(self._numbers) if self._observer.active else 0
+        attempts: Attempts | None = None
+        while True:
+            try:
+                return await self._attempt(frame, deadline, limit, number)
+            except NbclientError as error:
+                attempts = attempts or self._settings.attempts(deadline, idempotent=idempotent)
+                await self._pause(attempts, error, number)
 
     def request_many(
-        self, payloads: Iterable[bytes] | AsyncIterable[bytes]
+        self,
+        payloads: Iterable[bytes] | AsyncIterable[bytes],
+        *,
+        window: int = DEFAULT_WINDOW,
     ) -> AsyncGenerator[bytes, None]:
         """Send payloads one after the other; give their replies in that order.
 
         The requests are pipelined: payloads are taken, and sent, ahead of the
-        replies, up to 64 KiB of them. So the iterable may be of any length, but
-        it must not wait for a reply before it goes on. The timeout is for each
-        next reply and does not count the time that the iterable and the caller
-        take.
+        replies. So the iterable may be of any length, and memory is bounded;
+        but it must not wait for a reply before it goes on. The timeout is for
+        each next reply and does not count the time that the iterable and the
+        caller take.
 
-        The replies have a connection to themselves; another request made
-        meanwhile opens a second one. Leaving before the last reply closes it;
-        whoever may leave uses ``contextlib.aclosing``, as with every
-        asynchronous generator. An error, from the iterable or an unfit payload
-        too, ends the generator where it occurs, and replies outstanding are
-        lost.
+        The replies have a connection to themselves; leaving before the last
+        reply closes it, and whoever may leave uses ``contextlib.aclosing``, as
+        with every asynchronous generator. Only connecting is tried again. An
+        error, from the iterable or an unfit payload too, ends the generator
+        where it occurs, and replies outstanding are lost.
+
+        Args:
+            payloads: of 1 to 99,999 bytes each.
+            window: how many may be unanswered at a time. There are never more
+                than 64 KiB of them, or one larger one.
 
         Raises:
             TypeError: this is no iterable, or a payload is no bytes.
-            ValueError: a payload is empty or too long.
+            LocalProtocolError: a payload is empty or too long.
+            ValueError: the window is below 1.
             NbclientError: as for ``request``, after the replies that came before.
 
         >>> from nbnet import Server
@@ -124,136 +241,278 @@ class AsyncClient(trio.abc.AsyncResource):
         b'01'
         b'02'
         """
+        if window < 1:
+            raise ValueError(f"a window of {window} requests lets none through")
         if isinstance(payloads, AsyncIterable):
-            return self._replies(aiter(payloads))
-        return self._replies(iter(payloads))
+            return self._replies(aiter(payloads), window)
+        return self._replies(iter(payloads), window)
 
     async def aclose(self) -> None:
-        """Close the connection, also one that is in use. May be called again."""
+        """Close all connections, also those in use: what waits for them fails.
+
+        May be called again; closes also if it is cancelled.
+
+        >>> async def main():
+        ...     client = AsyncClient()
+        ...     await client.aclose()
+        ...     await client.request(b"abc")
+        >>> trio.run(main)
+        Traceback (most recent call last):
+        nbclient.errors.ClosedError: the client for 127.0.0.1:6789 is closed
+        """
         self._closed = True
-        if self._kept is not None:
-            self._used.add(self._kept)
-            self._kept = None
-        while self._used:
-            await self._used.pop().aclose()
+        connections = list(self._open)
+        for connection in connections:
+            connection.end(self._settings.closed(connection.peer))
+        with trio.CancelScope(shield=True):
+            for connection in connections:
+                await connection.aclose()
         await trio.lowlevel.checkpoint()
 
-    async def _replies(
-        self, payloads: Iterator[bytes] | AsyncIterator[bytes]
-    ) -> AsyncGenerator[bytes, None]:
-        async with self._connection() as connection:
-            exchange = connection.exchange
-            while True:
-                data = await _fill(exchange, payloads)
-                if not exchange.outstanding:
-                    return
-                with _deadline(self._settings):
-                    if data:
-                        await connection.send(data)
-                    while (reply := exchange.next_reply()) is None:
-                        await connection.receive()
-                # All that one read brought is given before more is sent, so that
-                # requests go out in batches of the same size.
-                while reply is not None:
-                    yield reply
-                    reply = exchange.next_reply()
+    def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:
+        if not self._closed and any(connection.stream for connection in self._open):
+            _warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
 
-    @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[_Connection]:
+    def __repr__(self) -> str:
+        settings = getattr(self, "_settings", None)
+        return f"<nbclient.AsyncClient for {settings.names if settings else 'nothing'}>"
+
+    # One attempt -----------------------------------------------------------------
+
+    async def _attempt(self, frame: bytes, deadline: float, limit: float, number: int) -> bytes:
+        reasons: dict[str, str] = {}
+        tried: list[Server] = []
+        while True:
+            connection = self._choose(tried)
+            request = Request(frame, deadline, limit)
+            try:
+                if number:
+                    return await self._ask_observed(connection, request, number)
+                return await connection.ask(request)
+            except ConnectionLost:
+                if not connection.stale:
+                    raise
+            except (ConnectError, ConnectTimeout) as error:
+                server = connection.server
+                if server not in tried:
+                    tried.append(server)
+                reasons[server.name] = server.reason
+                if len(tried) < len(self._servers.all) and trio.current_time() < deadline:
+                    continue
+                if len(reasons) == 1:
+                    raise
+                raise self._settings.cannot_connect(reasons) from error
+
+    async def _ask_observed(self, connection: Connection, request: Request, number: int) -> bytes:
+        peer, tell = connection.peer, self._observer
+        size = len(request.frame) - HEADER_SIZE
+        tell(Event("request", peer, size=size, request=number))
+        started = trio.current_time()
+        try:
+            reply = await connection.ask(request)
+        except BaseException as error:
+            seconds = trio.current_time() - started
+            cause = error if isinstance(error, NbclientError) else None
+            tell(Event("failed", peer, seconds, request=number, error=cause))
+            raise
+        seconds = trio.current_time() - started
+        tell(Event("reply", peer, seconds, size=len(reply), request=number))
+        return reply
+
+    async def _pause(self, attempts: Attempts, error: NbclientError, number: int) -> None:
+        """Wait before another attempt; raise the error if there is none to be."""
+        pause = attempts.pause(error, trio.current_time())
+        if pause is None:
+            raise error
+        self._observer(Event("retry", error.peer, pause, request=number, error=error))
+        await trio.sleep(pause)
+
+    # Many ------------------------------------------------------------------------
+
+    async def _replies(
+        self, payloads: Iterator[bytes] | AsyncIterator[bytes], window: int
+    ) -> AsyncGenerator[bytes, None]:
+        started = time.monotonic()
+        batch = await _take(payloads, 1)
+        if not batch:
+            self._check()
+            await trio.lowlevel.checkpoint()
+            return
+        encode_requests(batch)  # before a connection is made for it
+        connection = await self._connection_for_replies()
+        pipeline = Pipeline(connection.peer, window)
+        try:
+            pipeline.add(batch, time.monotonic() - started)
+            ended = False
+            while True:
+                if not await connection.send_many(pipeline):
+                    ended = True  # nothing more can be sent; replies may still come
+                if not pipeline.outstanding and pipeline.fault is None:
+                    break
+                wait = ended or not pipeline.wanted
+                for reply in await connection.receive_many(pipeline, wait=wait):
+                    yield reply
+                if not ended and pipeline.fault is None and (wanted := pipeline.wanted):
+                    started = time.monotonic()
+                    batch = await _take(payloads, wanted)
+                    ended = len(batch) < wanted
+                    if batch:
+                        pipeline.add(batch, time.monotonic() - started)
+        finally:
+            if pipeline.idle and self._has_room(connection.server):
+                self._shared.append(connection)
+            else:
+                connection.end(self._settings.closed(connection.peer))
+                with trio.CancelScope(shield=True):
+                    await connection.aclose()
+
+    async def _connection_for_replies(self) -> Connection:
         """A connection to have for oneself."""
-        connection, self._kept = self._kept, None
-        if connection is not None and connection.stale:
-            await connection.aclose()
-            connection = None
+        limit = self._settings.timeout
+        deadline = trio.current_time() + limit
+        attempts = self._settings.attempts(deadline, idempotent=False)
+        tried: list[Server] = []
+        reasons: dict[str, str] = {}
+        while True:
+            self._check()
+            connection = self._take_idle()
+            if connection is None:
+                server = self._servers.choose(trio.current_time(), tried)
+                assert server is not None
+                connection = self._make(server)
+            try:
+                if await connection.prepare(deadline, limit):
+                    return connection
+            except NbclientError as error:
+                server = connection.server
+                tried.append(server)
+                reasons[server.name] = server.reason
+                if len(tried) < len(self._servers.all):
+                    continue
+                failure = error
+                if len(reasons) > 1:
+                    failure = self._settings.cannot_connect(reasons)
+                    failure.__cause__ = error
+                tried.clear()
+                await self._pause(attempts, failure, 0)
+
+    # The connections -------------------------------------------------------------
+
+    def _choose(self, tried: list[Server]) -> Connection:
+        """The connection to have the next request, maybe one that is yet to be opened."""
+        self._check()
+        best: Connection | None = None
+        least = 0
+        for connection in self._shared:
+            load = connection.exchange.load
+            if (best is None or load < least) and connection.server not in tried:
+                best, least = connection, load
+        if best is not None and not least:
+            return best
+        server = self._servers.choose(trio.current_time(), tried)
+        assert server is not None  # who has tried them all does not ask
+        if best is not None and not self._has_room(server):
+            return best
+        connection = self._make(server)
+        self._shared.append(connection)
+        return connection
+
+    def _make(self, server: Server) -> Connection:
+        connection = Connection(server, self._settings, self._connect, self)
+        self._open.add(connection)
+        return connection
+
+    def retire(self, connection: Connection) -> None:
+        """Part of ``Owner``, for connections alone: give it no further requests."""
+        if connection in self._shared:
+            self._shared.remove(connection)
+
+    def gone(self, connection: Connection) -> None:
+        """Part of ``Owner``: it is closed."""
+        self._open.discard(connection)
+
+    def reached(self, server: Server) -> None:
+        """Part of ``Owner``: a connection could be made."""
+        self._servers.worked(server)
+
+    def missed(self, server: Server, reason: str) -> None:
+        """Part of ``Owner``: no connection could be made, or a reply did not come in time."""
+        self._servers.failed(server, reason, trio.current_time())
+
+    def _has_room(self, server: Server) -> bool:
+        shared = sum(connection.server is server for connection in self._shared)
+        return shared < self._settings.max_connections and not self._closed
+
+    def _take_idle(self) -> Connection | None:
+        """Take a connection that has nothing to do away from those that are shared."""
+        for connection in reversed(self._shared):
+            if connection.stream is not None and connection.exchange.idle:
+                self._shared.remove(connection)
+                return connection
+        return None
+
+    def _check(self) -> None:
         if self._closed:
             raise self._settings.closed()
-        if connection is None:
-            connection = _Connection(self._settings)
-        self._used.add(connection)
+
+    def _forget(self) -> None:
+        """Begin with no connections: of a new client, or of a copy in a forked child."""
+        self._open: set[Connection] = set()
+        self._shared: list[Connection] = []
+
+
+_clients: weakref.WeakSet[AsyncClient] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    for client in list(_clients):
+        client._forget()  # noqa: SLF001  (a friend)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
+
+async def open_stream(address: Address, settings: Settings) -> trio.abc.Stream:
+    """Connect to a server.
+
+    Raises:
+        OSError: no connection could be made, or TLS not agreed on.
+    """
+    stream: trio.SocketStream
+    if address.path:
+        stream = await trio.open_unix_socket(address.path)
+    else:
         try:
-            yield connection
-        finally:
-            self._used.discard(connection)
-            if connection.exchange.idle and self._kept is None:
-                self._kept = connection
-            else:
-                await connection.aclose()
-
-
-@contextmanager
-def _deadline(settings: Settings) -> Iterator[None]:
-    """``trio.fail_after`` with an error of our own."""
-    with trio.move_on_after(settings.limit) as scope:
-        yield
-    if scope.cancelled_caught:
-        raise settings.timed_out()
-
-
-async def _fill(exchange: Exchange, payloads: Iterator[bytes] | AsyncIterator[bytes]) -> bytes:
-    """``Exchange.fill`` for both kinds of iterators."""
-    if isinstance(payloads, Iterator):
-        return exchange.fill(payloads)
-    if exchange.room:
-        async for payload in payloads:
-            exchange.add(payload)
-            if not exchange.room:
-                break
-    return exchange.take()
-
-
-class _Connection:
-    """A stream, connected with the first bytes to send, and the exchange on it."""
-
-    __slots__ = ("_settings", "_stream", "exchange")
-
-    def __init__(self, settings: Settings) -> None:
-        self.exchange = Exchange()
-        self._settings = settings
-        self._stream: trio.abc.Stream | None = None
-
-    @property
-    def stale(self) -> bool:
-        """Whether there is something to read although nothing is outstanding."""
-        # Streams other than sockets cannot tell.
-        return isinstance(self._stream, trio.SocketStream) and self._stream.socket.is_readable()
-
-    async def send(self, data: bytes) -> None:
-        if self._stream is None:
-            self._stream = await _connect(self._settings)
-            self.exchange.check()  # closed meanwhile?
-        try:
-            await self._stream.send_all(data)
-        except trio.BrokenResourceError:
-            # Replies sent before may still be there to be read, and reading will
-            # tell of the end.
-            return
-        except trio.ClosedResourceError as error:
-            raise self._settings.closed() from error
-
-    async def receive(self) -> None:
-        assert self._stream is not None
-        try:
-            data = await self._stream.receive_some()
-        except trio.BrokenResourceError as error:
-            raise self._settings.lost(error.__cause__ or error) from error
-        except trio.ClosedResourceError as error:
-            raise self._settings.closed() from error
-        self.exchange.receive(bytes(data))  # no copy of what is bytes already
-
-    async def aclose(self) -> None:
-        self.exchange.poison(self._settings.closed())
-        if self._stream is not None:
-            # Shielded, as an error on its way must not turn into a cancellation.
-            # Closing by force does not block.
-            with trio.CancelScope(shield=True):
-                await trio.aclose_forcefully(self._stream)
-
-
-async def _connect(settings: Settings) -> trio.abc.Stream:
-    """A connection to the first of the host's addresses that takes one."""
+            stream = await trio.open_tcp_stream(address.host, address.port)
+        except UnicodeError as error:  # a label that is empty or too long
+            raise OSError("Name or service not known") from error
+    if not address.tls:
+        return stream
+    assert settings.context is not None
+    secure = trio.SSLStream(
+        stream,
+        settings.context,
+        server_hostname=settings.tls_name(address),
+        https_compatible=True,  # who waits for a farewell can wait for long
+    )
     try:
-        return await trio.open_tcp_stream(*settings.address)
-    except (OSError, UnicodeError) as error:
-        attempts = error.__cause__
-        causes = attempts.exceptions if isinstance(attempts, ExceptionGroup) else [error]
-        raise settings.cannot_connect(causes) from error
+        await secure.do_handshake()
+    except BaseException as error:
+        await trio.aclose_forcefully(stream)
+        if isinstance(error, trio.BrokenResourceError):
+            raise OSError(reasons_of(error.__cause__ or error)) from error
+        raise
+    return secure
+
+
+async def _take(payloads: Iterator[bytes] | AsyncIterator[bytes], wanted: int) -> list[bytes]:
+    """So many payloads; fewer are the last ones."""
+    if isinstance(payloads, Iterator):
+        return list(islice(payloads, wanted))
+    batch: list[bytes] = []
+    async for payload in payloads:
+        batch.append(payload)
+        if len(batch) == wanted:
+            break
+    return batch

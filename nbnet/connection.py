@@ -54,7 +54,7 @@ _PORTION: Final = 128
 be over the high-water mark by as many replies. Fewer would slow down pipelining."""
 
 _EMPTY: Final = bytearray()  # shared, so never to be changed
-_NO_HEADERS: Final[tuple[bytes, ...]] = ()
+_NO_HEADERS: Final[tuple[bytes | None, ...]] = ()
 _NO_JOBS: Final[deque[Job]] = deque()  # shared, so never to be changed
 
 

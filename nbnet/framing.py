@@ -116,14 +116,14 @@ def _header(size: int) -> bytes:
     return b"%05d" % size
 
 
-_NOTHING: Final = (b"",) * TABLE_SIZE
+_NOTHING: Final = (None,) * TABLE_SIZE
 
 
 @functools.cache
-def _header_table(min_payload: int, max_payload: int) -> tuple[bytes, ...]:
-    """The headers of short payloads by length; empty where these limits allow none."""
+def _header_table(min_payload: int, max_payload: int) -> tuple[bytes | None, ...]:
+    """The headers of short payloads by length; None where these limits allow none."""
     return tuple(
-        HEADERS[size] if min_payload <= size <= max_payload else b"" for size in range(TABLE_SIZE)
+        HEADERS[size] if min_payload <= size <= max_payload else None for size in range(TABLE_SIZE)
     )
 
 
@@ -165,8 +165,8 @@ class FrameDecoder:
 
     Attributes:
         alone: headers by length of the payload, of the short frames that would
-            be taken whole now; empty ones for the others, and for all while part
-            of a frame is held. To be read again after each ``feed``.
+            be taken whole now; None for the others, and for all while part of a
+            frame is held. To be read again after each ``feed``.
         error: what was wrong with the stream; None as long as nothing is.
         offset: where in what was fed the next byte to decode stands, from 0.
 
@@ -205,7 +205,8 @@ class FrameDecoder:
                 f"limits of {min_payload} to {max_payload} bytes are not within 0 to {MAX_PAYLOAD}"
             )
         self._lengths = _length_table(min_payload, max_payload)
-        self.alone = self._headers = _header_table(min_payload, max_payload)
+        self._headers = _header_table(min_payload, max_payload)
+        self.alone: tuple[bytes | None, ...] = self._headers
         self._min = min_payload
         self._max = max_payload
         self.offset = 0

@@ -34,7 +34,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from nbnet.machine import Address, look_up
+from nbnet.machine import SocketAddress, look_up
 from nbnet.notation import Target
 
 BACKLOG: Final = 4096
@@ -171,14 +171,14 @@ class _PortTakenError(OSError):
 def _open_any(port: int, copies: int) -> list[Bound]:
     """Listen on all addresses of the machine."""
     try:
-        return [_open_address(Address(socket.AF_INET6, ("::", port, 0, 0)), copies)]
+        return [_open_address(SocketAddress(socket.AF_INET6, ("::", port, 0, 0)), copies)]
     except OSError as error:
         if error.errno not in _NO_SUCH_FAMILY:
             raise
-    return [_open_address(Address(socket.AF_INET, ("0.0.0.0", port)), copies)]
+    return [_open_address(SocketAddress(socket.AF_INET, ("0.0.0.0", port)), copies)]
 
 
-def _open_all(addresses: Sequence[Address], copies: int) -> list[Bound]:
+def _open_all(addresses: Sequence[SocketAddress], copies: int) -> list[Bound]:
     """Listen on these addresses, those left out that this machine does not have.
 
     Raises:
@@ -209,7 +209,7 @@ def _open_all(addresses: Sequence[Address], copies: int) -> list[Bound]:
     return bounds
 
 
-def _open_address(address: Address, copies: int, alone: bool = True) -> Bound:
+def _open_address(address: SocketAddress, copies: int, alone: bool = True) -> Bound:
     """Listen on one address; ``alone`` if its port is not bound in the other family, too."""
     with contextlib.ExitStack() as stack:
         # The first is alone in having the address: whoever else listens there
@@ -232,7 +232,7 @@ def _open_address(address: Address, copies: int, alone: bool = True) -> Bound:
     return bound
 
 
-def _socket_for(address: Address, alone: bool) -> socket.socket:
+def _socket_for(address: SocketAddress, alone: bool) -> socket.socket:
     """A TCP socket with the options of one that listens, not bound yet."""
     listener = socket.socket(address.family, socket.SOCK_STREAM)
     try:
@@ -251,9 +251,9 @@ def _socket_for(address: Address, alone: bool) -> socket.socket:
     return listener
 
 
-def _on_port(address: Address, port: int) -> Address:
+def _on_port(address: SocketAddress, port: int) -> SocketAddress:
     host, _, *rest = address.sockaddr
-    return Address(address.family, (host, port, *rest))
+    return SocketAddress(address.family, (host, port, *rest))
 
 
 # Unix sockets ----------------------------------------------------------------------

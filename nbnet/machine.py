@@ -27,14 +27,14 @@ def raise_fd_limit() -> int:
     return hard
 
 
-class Address(NamedTuple):
+class SocketAddress(NamedTuple):
     """One address of a target, ready for ``socket``."""
 
     family: int
     sockaddr: tuple[Any, ...]
 
 
-def look_up(target: Target, *, passive: bool = False) -> list[Address]:
+def look_up(target: Target, *, passive: bool = False) -> list[SocketAddress]:
     """The TCP addresses of a target, in the order to try them.
 
     Args:
@@ -55,7 +55,7 @@ def look_up(target: Target, *, passive: bool = False) -> list[Address]:
         )
     except UnicodeError as error:  # a label that is empty or too long
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known") from error
-    return [Address(family, sockaddr) for family, _, _, _, sockaddr in found]
+    return [SocketAddress(family, sockaddr) for family, _, _, _, sockaddr in found]
 
 
 _PR_SET_PDEATHSIG: Final = 1  # prctl(2)

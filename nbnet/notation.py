@@ -125,3 +125,51 @@ def parse_target(text: str) -> Target:
     ):
         raise ValueError(f"{text!r} is no target: expected HOST:PORT or [IPv6]:PORT")
     return Target(host, int(port))
+
+
+class Address(NamedTuple):
+    """Where a client finds a server: TCP or a unix socket, plain or with TLS.
+
+    ``host`` and ``port`` are of no meaning where there is a ``path``.
+    """
+
+    host: str
+    port: int
+    path: str = ""
+    tls: bool = False
+
+    @property
+    def target(self) -> Target:
+        """Host and port; of a unix socket, nothing to use."""
+        return Target(self.host, self.port)
+
+    def __str__(self) -> str:
+        """The notation that ``parse_address`` reads."""
+        if self.path:
+            return f"unix:{self.path}"
+        return f"tls://{self.target}" if self.tls else str(self.target)
+
+
+def parse_address(text: str) -> Address:
+    """The address in ``HOST:PORT``, ``[IPv6]:PORT``, ``tls://HOST:PORT`` or ``unix:PATH``.
+
+    Raises:
+        ValueError: the text is no such address.
+
+    >>> parse_address("tls://localhost:6789")
+    Address(host='localhost', port=6789, path='', tls=True)
+    >>> str(parse_address("unix:/run/nbnet.sock"))
+    'unix:/run/nbnet.sock'
+    """
+    scheme, colon, path = text.partition(":")
+    if colon and scheme == "unix":
+        if not path or "\0" in path:
+            raise ValueError(f"{text!r} is no target: expected unix:PATH")
+        return Address("", 0, path=path)
+    plain = text.removeprefix("tls://")
+    try:
+        return Address(*parse_target(plain), tls=plain != text)
+    except ValueError:
+        raise ValueError(
+            f"{text!r} is no target: expected HOST:PORT, [IPv6]:PORT, tls://HOST:PORT or unix:PATH"
+        ) from None

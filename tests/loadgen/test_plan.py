@@ -10,7 +10,7 @@ import pytest
 
 from loadgen import plan as plan_module
 from loadgen.plan import Plan, PlanError, check_machine, local_ports, resolve
-from nbnet.machine import SPARE_FDS, Address, raise_fd_limit
+from nbnet.machine import SPARE_FDS, SocketAddress, raise_fd_limit
 from nbnet.notation import Target
 
 
@@ -55,7 +55,7 @@ def test_a_plan_that_makes_no_sense_is_refused(
 
 
 def test_an_address_resolves_to_itself() -> None:
-    assert resolve(Target("127.0.0.1", 6789)) == Address(socket.AF_INET, ("127.0.0.1", 6789))
+    assert resolve(Target("127.0.0.1", 6789)) == SocketAddress(socket.AF_INET, ("127.0.0.1", 6789))
 
 
 def test_an_address_of_ipv6_resolves_to_itself() -> None:

@@ -19,7 +19,7 @@ from loadgen.plan import Job, Plan, resolve
 from loadgen.tally import Counts, Phase, Snapshot, Tally
 from loadgen.worker import connect_error, dial
 from loadgen.workers import READER, WorkerError, Workers
-from nbnet.machine import Address
+from nbnet.machine import SocketAddress
 from nbnet.notation import Target
 
 from .processes import is_gone
@@ -288,7 +288,7 @@ def test_dialling_does_not_wait(address: Target) -> None:
 def test_a_dial_that_the_kernel_refuses_at_once_leaves_no_socket() -> None:
     # A socket left open would warn, and warnings are errors here.
     with pytest.raises(OSError, match=r"."):
-        dial(Address(socket.AF_INET, ("255.255.255.255", 1)))
+        dial(SocketAddress(socket.AF_INET, ("255.255.255.255", 1)))
 
 
 def test_a_socket_that_connected_to_itself_is_a_refusal() -> None:

@@ -18,13 +18,13 @@ import pytest
 
 from nbnet import listeners
 from nbnet.listeners import Bound, ListenError, address_of, is_wildcard, open_tcp, open_unix
-from nbnet.machine import Address
+from nbnet.machine import SocketAddress
 from nbnet.notation import Target
 
-LOOPBACK_4 = Address(socket.AF_INET, ("127.0.0.1", 0))
-LOOPBACK_6 = Address(socket.AF_INET6, ("::1", 0, 0, 0))
-NOT_HERE = Address(socket.AF_INET6, ("2001:db8::1", 0, 0, 0))  # of documentation: nobody's
-NO_FAMILY = Address(socket.AF_DECnet, ("decnet", 0))
+LOOPBACK_4 = SocketAddress(socket.AF_INET, ("127.0.0.1", 0))
+LOOPBACK_6 = SocketAddress(socket.AF_INET6, ("::1", 0, 0, 0))
+NOT_HERE = SocketAddress(socket.AF_INET6, ("2001:db8::1", 0, 0, 0))  # of documentation: nobody's
+NO_FAMILY = SocketAddress(socket.AF_DECnet, ("decnet", 0))
 
 
 @contextlib.contextmanager
@@ -53,13 +53,13 @@ def port_of(bound: Bound) -> int:
     return bound.address.port
 
 
-def resolve_to(monkeypatch: pytest.MonkeyPatch, *addresses: Address) -> None:
+def resolve_to(monkeypatch: pytest.MonkeyPatch, *addresses: SocketAddress) -> None:
     """Make every host have these addresses."""
 
-    def look_up(target: Target, *, passive: bool = False) -> list[Address]:
+    def look_up(target: Target, *, passive: bool = False) -> list[SocketAddress]:
         assert passive
         return [
-            Address(family, (sockaddr[0], target.port, *sockaddr[2:]))
+            SocketAddress(family, (sockaddr[0], target.port, *sockaddr[2:]))
             for family, sockaddr in addresses
         ]
 
@@ -102,7 +102,7 @@ def test_a_name_is_all_its_addresses_on_one_port(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("missing", [NOT_HERE, NO_FAMILY])
 def test_a_family_that_the_machine_lacks_is_passed_over(
-    monkeypatch: pytest.MonkeyPatch, missing: Address
+    monkeypatch: pytest.MonkeyPatch, missing: SocketAddress
 ) -> None:
     resolve_to(monkeypatch, missing, LOOPBACK_4, missing)
     with opened(open_tcp("localhost", 0)) as [bound]:
@@ -117,7 +117,7 @@ def test_a_family_that_the_machine_lacks_is_passed_over(
     ],
 )
 def test_unless_there_is_no_other(
-    monkeypatch: pytest.MonkeyPatch, missing: Address, reason: str
+    monkeypatch: pytest.MonkeyPatch, missing: SocketAddress, reason: str
 ) -> None:
     resolve_to(monkeypatch, missing)
     with pytest.raises(ListenError, match=f"^cannot listen on localhost:0: {reason}$"):
@@ -141,11 +141,11 @@ def test_a_port_that_is_taken_on_the_next_address_is_chosen_anew(
     genuine = listeners._open_address
     with socket.create_server(("127.0.0.1", 0)) as taken:
 
-        def open_address(address: Address, copies: int, alone: bool = True) -> Bound:
+        def open_address(address: SocketAddress, copies: int, alone: bool = True) -> Bound:
             nonlocal left
             if address == LOOPBACK_6 and left:
                 left -= 1
-                address = Address(socket.AF_INET6, ("::1", taken.getsockname()[1], 0, 0))
+                address = SocketAddress(socket.AF_INET6, ("::1", taken.getsockname()[1], 0, 0))
             return genuine(address, copies, alone)
 
         monkeypatch.setattr(listeners, "_open_address", open_address)
@@ -171,7 +171,7 @@ def test_the_wildcard_is_both_families(host: str) -> None:
 def test_the_wildcard_without_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
     genuine = listeners._socket_for
 
-    def socket_for(address: Address, alone: bool) -> socket.socket:
+    def socket_for(address: SocketAddress, alone: bool) -> socket.socket:
         if address.family == socket.AF_INET6:
             raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
         return genuine(address, alone)
@@ -195,8 +195,8 @@ def test_the_wildcard_takes_nothing_away_from_an_address(host: str, named: str) 
 def test_both_wildcards_on_one_port(monkeypatch: pytest.MonkeyPatch) -> None:
     resolve_to(
         monkeypatch,
-        Address(socket.AF_INET6, ("::", 0, 0, 0)),
-        Address(socket.AF_INET, ("0.0.0.0", 0)),
+        SocketAddress(socket.AF_INET6, ("::", 0, 0, 0)),
+        SocketAddress(socket.AF_INET, ("0.0.0.0", 0)),
     )
     with opened(open_tcp("everywhere", 0)) as [six, four]:
         assert reaches("::1", six)
@@ -316,7 +316,7 @@ def test_a_copy_that_cannot_be_had_takes_the_others_down(monkeypatch: pytest.Mon
     made = 0
     genuine = listeners._socket_for
 
-    def socket_for(address: Address, alone: bool) -> socket.socket:
+    def socket_for(address: SocketAddress, alone: bool) -> socket.socket:
         nonlocal made
         made += 1
         if made == 3:

@@ -1,0 +1,453 @@
+"""One connection of the trio front, shared by tasks. Used by ``nbclient.trio`` alone.
+
+A task that waits for its reply looks round for what nobody does yet, in this
+order: to open the stream, to send what is queued, to read. Otherwise it parks,
+and whoever leaves a role wakes one that can take it on.
+
+What makes that safe:
+
+* from the return of a read to the end of what it completes, there is no
+  checkpoint: what was read cannot get lost by a cancellation;
+* a socket says how much it has sent, so a cancelled send goes on later where it
+  stopped. Other streams do not: ``send_all`` that is cancelled ends them;
+* who sends waits one turn of the scheduler if there is a crowd: those who woke
+  with it add their requests, and all go in one send;
+* the deadline of those who wait is that of the scope in which the reader, or the
+  sender, waits: no scope is opened for each request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Protocol
+
+import trio
+
+from nbclient.errors import ConnectionLost, NbclientError
+from nbclient.events import Event
+from nbclient.exchange import Exchange, Pipeline, Request
+from nbclient.servers import Server
+from nbclient.settings import Settings, lost, reasons_of
+from nbnet.notation import Address
+
+WORTH_WAITING = 0.001
+"""Seconds; to wait for less costs more than it brings."""
+
+
+class Owner(Protocol):
+    """The client, as its connections know it."""
+
+    def retire(self, connection: Connection, /) -> None:
+        """It takes no further requests."""
+
+    def gone(self, connection: Connection, /) -> None:
+        """It is closed."""
+
+    def reached(self, server: Server, /) -> None:
+        """A server could be reached."""
+
+    def missed(self, server: Server, reason: str, /) -> None:
+        """A server could not be reached, or did not answer in time."""
+
+
+class Connection:
+    """A stream, once it is open, and the requests on it.
+
+    Args:
+        server: where it leads.
+        settings: what the client was told.
+        connect: opens the stream.
+        owner: the client.
+
+    Attributes:
+        exchange: the requests under way.
+        stream: None until it is open.
+        closed: whether the stream was let go of.
+        stale: whether it ended while it had nothing to do: no request is to blame.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        settings: Settings,
+        connect: Callable[[Address], Awaitable[trio.abc.Stream]],
+        owner: Owner,
+    ) -> None:
+        self.server = server
+        self.peer = server.name
+        self.exchange = Exchange(server.name)
+        self.stream: trio.abc.Stream | None = None
+        self.closed = False
+        self._settings = settings
+        self._connect = connect
+        self._owner = owner
+        self._opening = self._sending = self._reading = False
+        self._scopes: list[trio.CancelScope] = []  # in which those wait who have a role
+        self._reader: trio.CancelScope | None = None  # that of who reads
+        self._heir: Request | None = None  # who was woken to take a role, and did not run yet
+        self._rest: bytes | memoryview = b""  # taken from the exchange, not sent yet
+        self._rested = False  # whether there was nothing to do: what comes then is not asked for
+        self._crowd = False  # whether several are woken at a time
+        self._retired = False
+        self._broken = False  # whether nothing can be sent any more
+        self.stale = False  # whether that was found out before anything was sent
+
+    # For one of many ---------------------------------------------------------------
+
+    async def ask(self, request: Request) -> bytes:
+        """Send a request along with those of others, and wait for its reply.
+
+        Raises:
+            NbclientError: there will be none.
+        """
+        exchange = self.exchange
+        if not exchange.load:
+            self._rested = True
+        exchange.add(request)
+        self.server.busy += 1
+        for scope in self._scopes:
+            if request.deadline < scope.deadline:
+                scope.deadline = request.deadline
+        try:
+            while request.reply is None and request.error is None:
+                if self.stream is None:
+                    if self._opening:
+                        await self._park(request)
+                    else:
+                        await self._open()
+                elif self._rested and not (self._sending or self._reading):
+                    await self._look()
+                elif self._sendable and not self._sending:
+                    await self._send(request)
+                elif not self._reading:
+                    await self._read()
+                else:
+                    await self._park(request)
+        except BaseException:
+            exchange.abandon(request)
+            raise
+        finally:
+            self.server.busy -= 1
+            self._hand_on()
+            if exchange.fault is not None and not self.closed:
+                await self.aclose()
+        if request.reply is not None:
+            return request.reply
+        assert request.error is not None
+        raise request.error
+
+    async def _park(self, request: Request) -> None:
+        """Wait for the reply, or for a role to take."""
+
+        def abort(_: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
+            request.waiter = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        request.waiter = trio.lowlevel.current_task()
+        await trio.lowlevel.wait_task_rescheduled(abort)
+        if self._heir is request:
+            self._heir = None
+
+    def _wake(self, request: Request | None) -> None:
+        if request is not None and request.waiter is not None:
+            trio.lowlevel.reschedule(request.waiter)
+            request.waiter = None
+
+    def _hand_on(self) -> None:
+        """Have others take the roles that are free."""
+        exchange = self.exchange
+        if not exchange.load:
+            if self._retired and self.stream is not None and exchange.fault is None:
+                self.end(self._settings.closed(self.peer))
+            return
+        if exchange.fault is not None:
+            return
+        if not exchange.wanted:
+            # Nobody waits any more. A reply may still come, and will be dropped;
+            # but half a request is not to hang there.
+            if self._rest or self._retired:
+                self.end(self._settings.closed(self.peer))
+            return
+        if self._heir is not None:
+            return
+        if self.stream is None:
+            free = not self._opening
+        else:
+            free = not self._reading or (self._sendable and not self._sending)
+        if free:
+            self._heir = exchange.waiting()
+            if self._heir is not None:
+                self._wake(self._heir)
+            elif self._reader is not None and not self._sending:
+                # The only one left reads, for replies to what it has yet to send.
+                self._reader.cancel()
+
+    async def _open(self) -> None:
+        """The role of who opens: connect, for all who wait."""
+        self._opening = True
+        started = trio.current_time()
+        give_up = started + self._settings.connect_timeout
+        scope = trio.CancelScope(deadline=min(give_up, self.exchange.next_deadline()))
+        self._scopes.append(scope)
+        stream: trio.abc.Stream | None = None
+        try:
+            with scope:
+                stream = await self._connect(self.server.address)
+        except OSError as error:
+            failure = self._settings.cannot_connect({self.peer: reasons_of(error)})
+            failure.__cause__ = error
+            self._not_opened(failure, failure.reasons[self.peer], started)
+            return
+        finally:
+            self._opening = False
+            self._scopes.remove(scope)
+        if stream is None:
+            now = trio.current_time()
+            if give_up <= now:
+                seconds = self._settings.connect_timeout
+                failed = self._settings.connect_timed_out(seconds, self.peer)
+                self._not_opened(failed, str(failed), started)
+            for request in self.exchange.expire(now):
+                request.error = self._settings.connect_timed_out(request.limit, self.peer)
+                self._wake(request)
+            return
+        self._rested = False
+        if self.exchange.fault is not None:  # closed meanwhile
+            with trio.CancelScope(shield=True):
+                await trio.aclose_forcefully(stream)
+            return
+        self.stream = stream
+        self._owner.reached(self.server)
+        self._tell("connect", started)
+
+    def _not_opened(self, failure: NbclientError, reason: str, started: float) -> None:
+        self._owner.missed(self.server, reason)
+        self._tell("connect", started, failure)
+        self.end(failure)
+
+    async def _look(self) -> None:
+        """Before a request is sent on a connection that had nothing to do: is it as it was?
+
+        What has come meanwhile was not asked for, be it the end.
+        """
+        assert self.stream is not None
+        if isinstance(self.stream, trio.SocketStream):
+            stale = self.stream.socket.is_readable()
+        else:
+            self._sending = self._reading = True
+            try:
+                with trio.move_on_after(0) as scope:
+                    with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                        await self.stream.receive_some()
+            finally:
+                self._sending = self._reading = False
+            stale = not scope.cancelled_caught
+        self._rested = False
+        if stale:
+            self.stale = True
+            self.end(ConnectionLost(f"{self.peer} closed the connection, which was idle"))
+
+    @property
+    def _sendable(self) -> bool:
+        return not self._broken and (bool(self._rest) or self.exchange.sendable)
+
+    async def _send(self, request: Request) -> None:
+        """The role of who sends: all that is queued, as far as the window goes."""
+        self._sending = True
+        try:
+            if self._crowd:
+                await trio.lowlevel.checkpoint()
+            while self._sendable and request.reply is None and request.error is None:
+                await self._push(self._rest or self.exchange.take())
+        finally:
+            self._sending = False
+
+    async def _push(self, data: bytes | memoryview) -> None:
+        assert self.stream is not None
+        self._rest = data
+        scope = trio.CancelScope(deadline=self.exchange.next_deadline())
+        self._scopes.append(scope)
+        try:
+            with scope:
+                if isinstance(self.stream, trio.SocketStream):
+                    while self._rest:
+                        sent = await self.stream.socket.send(self._rest)
+                        self._rest = memoryview(self._rest)[sent:]
+                else:
+                    await self.stream.send_all(data)
+                self._rest = b""
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+            # Replies sent before may still be there to be read, and reading will
+            # tell of the end.
+            self._broken = True
+            self._owner.retire(self)
+        except trio.Cancelled:
+            self._cut_off(scope)
+            raise
+        finally:
+            self._scopes.remove(scope)
+        if scope.cancelled_caught:
+            self._cut_off(scope)
+
+    def _cut_off(self, scope: trio.CancelScope) -> None:
+        """Sending was cancelled, by a deadline here or by the task's own."""
+        if scope.cancel_called:
+            self._expire()
+        if not isinstance(self.stream, trio.SocketStream):
+            text = f"a request to {self.peer} was cancelled while it was being sent"
+            self.end(ConnectionLost(text))
+
+    async def _read(self) -> None:
+        """The role of who reads: once, for all."""
+        assert self.stream is not None
+        self._reading = True
+        self._reader = scope = trio.CancelScope(deadline=self.exchange.next_deadline())
+        self._scopes.append(scope)
+        data: bytes | bytearray | None = None
+        try:
+            with scope:
+                data = await self.stream.receive_some()
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            cause = error.__cause__ or error
+            self.end(lost(self.peer, cause, maybe_executed=True), cause)
+            return
+        finally:
+            self._reading = False
+            self._reader = None
+            self._scopes.remove(scope)
+        if data is None:
+            self._expire()
+            return
+        done = self.exchange.complete(bytes(data))  # no copy of what is bytes already
+        self._crowd = len(done) > 1
+        for request in done:
+            self._wake(request)
+        if self.exchange.fault is not None:
+            self.end(self.exchange.fault)
+
+    def _expire(self) -> None:
+        """Let those know whose time is over."""
+        late = self.exchange.expire(trio.current_time())
+        for request in late:
+            request.error = self._settings.timed_out(
+                request.limit, self.peer, maybe_executed=request.sent
+            )
+            self._wake(request)
+        if late and not self._retired:
+            # It may well be dead: others are not to wait for that, too.
+            self._retired = True
+            self._owner.retire(self)
+            self._owner.missed(self.server, str(late[0].error))
+
+    # The end -------------------------------------------------------------------------
+
+    def end(self, fault: NbclientError, cause: BaseException | None = None) -> None:
+        """Let nothing more happen, and tell all who wait. ``aclose`` has to follow."""
+        if cause is not None and fault.__cause__ is None:
+            fault.__cause__ = cause
+        self.exchange.poison(fault)
+        self._owner.retire(self)
+        for request in self.exchange.fail():
+            self._wake(request)
+        for scope in self._scopes:
+            scope.cancel()
+
+    async def aclose(self) -> None:
+        """Close the stream by force, which does not block."""
+        if self.closed:
+            return
+        self.closed = True
+        self._owner.gone(self)
+        if self.stream is not None:
+            with trio.CancelScope(shield=True):
+                await trio.aclose_forcefully(self.stream)
+            self._tell("close", trio.current_time())
+
+    def _tell(self, kind: str, started: float, error: NbclientError | None = None) -> None:
+        seconds = trio.current_time() - started
+        if kind == "connect":
+            self._settings.observer(Event("connect", self.peer, seconds, error=error))
+        else:
+            self._settings.observer(Event("close", self.peer))
+
+    # For one alone -------------------------------------------------------------------
+
+    async def prepare(self, deadline: float, limit: float) -> bool:
+        """Be open, for a caller that has the connection alone; whether it is of use.
+
+        Raises:
+            ConnectError: no connection could be made.
+            ConnectTimeout: not in time.
+        """
+        if self.stream is not None:
+            self._rested = True
+            await self._look()
+            if self.exchange.fault is not None:
+                await self.aclose()
+            return self.exchange.fault is None
+        request = Request(b"", deadline, limit)
+        self.exchange.add(request)
+        try:
+            await self._open()
+        finally:
+            self.exchange.abandon(request)
+            if self.exchange.fault is not None:
+                await self.aclose()
+        if request.error is not None:
+            raise request.error
+        return True
+
+    async def send_many(self, pipeline: Pipeline) -> bool:
+        """Send what is to go; whether more can be sent later."""
+        assert self.stream is not None
+        data = pipeline.take()
+        if not data:
+            return True
+        limit = self._settings.timeout
+        with trio.move_on_after(limit) as scope:
+            try:
+                await self.stream.send_all(data)
+            except trio.BrokenResourceError:
+                # Replies sent before may still be there to be read, and reading
+                # will tell of the end.
+                return False
+            except trio.ClosedResourceError as error:
+                raise self._ended(error) from error
+        if scope.cancelled_caught:
+            raise self._settings.timed_out(limit, self.peer, maybe_executed=True)
+        return True
+
+    async def receive_many(self, pipeline: Pipeline, *, wait: bool) -> list[bytes]:
+        """The replies that come next; none if they take longer than the payloads do.
+
+        Args:
+            wait: whether to wait for one, as no more can be sent without.
+        """
+        assert self.stream is not None
+        if pipeline.fault is not None:
+            raise self._ended(None, pipeline)
+        limit = self._settings.timeout if wait else min(pipeline.patience, self._settings.timeout)
+        with trio.move_on_after(max(limit, WORTH_WAITING)) as scope:
+            replies: list[bytes] = []
+            while not replies:
+                try:
+                    data = await self.stream.receive_some()
+                except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                    raise self._ended(error) from error
+                replies = pipeline.receive(bytes(data))
+                if not replies and pipeline.fault is not None:
+                    raise self._ended(None, pipeline)
+        if scope.cancelled_caught and wait:
+            raise self._settings.timed_out(limit, self.peer, maybe_executed=True)
+        return replies
+
+    def _ended(
+        self, error: BaseException | None, pipeline: Pipeline | None = None
+    ) -> NbclientError:
+        if self.exchange.fault is not None:  # the client was closed
+            return self.exchange.failure(maybe_executed=True)
+        if pipeline is not None:
+            return pipeline.failure(maybe_executed=True)
+        assert error is not None
+        return lost(self.peer, error.__cause__ or error, maybe_executed=True)
