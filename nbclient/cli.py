@@ -312,7 +312,10 @@ class _Lines:
 
     def at_hand(self) -> Iterator[bytes]:
         """The lines that can be had without waiting. A fault ends them."""
-        while self._lines or (self._ready() and self.wait()):
+        while self._lines or self._ready():
+            if not self._lines:
+                self._read()  # which may bring but a part of a line
+                continue
             line = self._lines.popleft()
             self._count += 1
             if not 0 < len(line) <= MAX_PAYLOAD:

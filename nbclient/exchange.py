@@ -35,7 +35,14 @@ from nbclient.errors import (
     NbclientError,
     RemoteProtocolError,
 )
-from nbnet.framing import MAX_PAYLOAD, FrameDecoder, encode_frame, encode_frames
+from nbnet.framing import (
+    HEADERS,
+    MAX_PAYLOAD,
+    TABLE_SIZE,
+    FrameDecoder,
+    encode_frame,
+    encode_frames,
+)
 
 WINDOW: Final = 64 * 1024
 """Bytes of requests that may be unanswered at a time, headers included.
@@ -58,8 +65,13 @@ def encode_request(payload: bytes) -> bytes:
     >>> encode_request(b"abc")
     b'00003abc'
     """
-    if payload and type(payload) is bytes and len(payload) <= MAX_PAYLOAD:
-        return encode_frame(payload)
+    if type(payload) is bytes and 0 < len(payload) < TABLE_SIZE:
+        return HEADERS[len(payload)] + payload  # as encode_frame does, without the call
+    try:
+        if payload:
+            return encode_frame(payload)
+    except (TypeError, ValueError):
+        pass
     raise _unfit(payload)
 
 
@@ -177,6 +189,7 @@ class Ledger:
     def poison(self, fault: NbclientError) -> None:
         """Let nothing more happen; an earlier fault stays the one that is told."""
         self.fault = self.fault or fault
+        self._decoder.alone = ()  # nor does receive_one find anything
 
     def failure(self, *, maybe_executed: bool) -> NbclientError:
         """An error of one's own that tells of the fault."""
@@ -241,17 +254,17 @@ class Request:
         waiter: whatever the front needs in order to tell who waits.
     """
 
-    __slots__ = ("abandoned", "deadline", "error", "frame", "limit", "reply", "sent", "waiter")
+    # Class attributes until they change: to make one is to set three.
+    reply: bytes | None = None
+    error: NbclientError | None = None
+    waiter: Any = None
+    sent = False
+    abandoned = False
 
     def __init__(self, frame: bytes, deadline: float, limit: float = math.inf) -> None:
         self.frame = frame
         self.deadline = deadline
         self.limit = limit
-        self.reply: bytes | None = None
-        self.error: NbclientError | None = None
-        self.waiter: Any = None
-        self.sent = False
-        self.abandoned = False
 
 
 class Exchange(Ledger):

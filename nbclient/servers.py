@@ -139,7 +139,7 @@ class Attempts:
     True
     """
 
-    __slots__ = ("_base", "_cap", "_deadline", "_idempotent", "_jitter", "_retries", "made")
+    __slots__ = ("_base", "_cap", "_idempotent", "_jitter", "_retries", "deadline", "made")
 
     def __init__(
         self,
@@ -156,7 +156,7 @@ class Attempts:
         self._base = base
         self._cap = cap
         self._idempotent = idempotent
-        self._deadline = deadline
+        self.deadline = deadline
         self._jitter = jitter
 
     def pause(self, error: NbclientError, now: float) -> float | None:
@@ -170,7 +170,7 @@ class Attempts:
         if self.made >= self._retries:
             return None
         pause = back_off(self._base, self._cap, self.made) * self._jitter()
-        if now + pause >= self._deadline:
+        if now + pause >= self.deadline:
             return None
         self.made += 1
         return pause

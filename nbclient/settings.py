@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Final, Self, TypeAlias
+from typing import TYPE_CHECKING, Final, NoReturn, Self, TypeAlias
 
 from nbclient.errors import (
     ClosedError,
@@ -117,10 +117,11 @@ class Settings:
         if not (backoff >= 0 and backoff_cap >= 0):
             raise ValueError(f"a pause of {min(backoff, backoff_cap)} s is below 0")
         secure = any(address.tls for address in addresses)
-        if tls is False and secure:
-            raise ValueError("tls=False contradicts a target with tls://")
+        named = tls_ca or tls_cert or tls_key or tls_server_name
+        if tls is False and (secure or named):
+            raise ValueError("tls=False contradicts a target with tls:// and what is given for TLS")
         context = None
-        if tls or secure or tls_ca or tls_cert:
+        if tls or secure or named:
             context = _make_context(tls, tls_ca, tls_cert, tls_key)
             addresses = tuple(
                 address._replace(tls=True) if tls is not None or not secure else address
@@ -285,10 +286,15 @@ def _make_context(
         return tls
     if key and not cert:
         raise ValueError("tls_key needs tls_cert")
+
+    def encrypted() -> NoReturn:
+        # Without this, OpenSSL asks for the passphrase on the terminal and waits.
+        raise ValueError(f"cannot use {key or cert}: the private key is encrypted")
+
     try:
         context = ssl.create_default_context(cafile=ca)  # TLS 1.2 and up
         if cert:
-            context.load_cert_chain(cert, key)
+            context.load_cert_chain(cert, key, password=encrypted)
     except OSError as error:  # of which ssl.SSLError is one
         files = ", ".join(str(path) for path in (ca, cert, key) if path)
         raise ValueError(f"cannot use {files}: {reason_of(error)}") from error

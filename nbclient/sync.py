@@ -329,7 +329,10 @@ class Client:
                     ended = True  # nothing more can be sent; replies may still come
                 if not pipeline.outstanding and pipeline.fault is None:
                     break
-                yield from connection.receive_many(pipeline, wait=ended or not pipeline.wanted)
+                for reply in connection.receive_many(pipeline, wait=ended or not pipeline.wanted):
+                    if connection.aborted:
+                        raise self._settings.closed(connection.peer, maybe_executed=True)
+                    yield reply
                 if not ended and pipeline.fault is None and (wanted := pipeline.wanted):
                     started = time.monotonic()
                     batch = list(islice(payloads, wanted))

@@ -36,13 +36,13 @@ from typing import TYPE_CHECKING, TypeAlias
 import trio
 
 from nbclient.errors import (
+    ClosedError,
     ConnectError,
-    ConnectionLost,
     ConnectTimeout,
     NbclientError,
 )
 from nbclient.events import Event, Hook
-from nbclient.exchange import Pipeline, Request, encode_request, encode_requests
+from nbclient.exchange import Pipeline, encode_request, encode_requests
 from nbclient.servers import Attempts, Server, Servers
 from nbclient.settings import (
     DEFAULT_TARGET,
@@ -53,7 +53,7 @@ from nbclient.settings import (
     Targets,
     reasons_of,
 )
-from nbclient.trio_connection import Connection
+from nbclient.trio_connection import Call, Connection
 from nbnet.framing import HEADER_SIZE
 from nbnet.notation import Address
 
@@ -149,6 +149,7 @@ class AsyncClient(trio.abc.AsyncResource):
         )
         self._connect: Connect = connect or (lambda address: open_stream(address, settings))
         self._servers = Servers(settings.addresses)
+        self._most = settings.max_connections * len(settings.addresses)
         self._observer = settings.observer
         self._numbers = count(1)
         self._closed = False
@@ -192,12 +193,17 @@ class AsyncClient(trio.abc.AsyncResource):
         deadline = trio.current_time() + limit
         number = next(self._numbers) if self._observer.active else 0
         attempts: Attempts | None = None
+        tried: list[Server] = []
         while True:
+            connection = self._choose(tried)
+            call = Call(frame, deadline, limit)
             try:
-                return await self._attempt(frame, deadline, limit, number)
+                if number:
+                    return await self._ask_observed(connection, call, number)
+                return await connection.ask(call)
             except NbclientError as error:
                 attempts = attempts or self._settings.attempts(deadline, idempotent=idempotent)
-                await self._pause(attempts, error, number)
+                await self._go_on(connection, error, attempts, tried, number)
 
     def request_many(
         self,
@@ -279,31 +285,35 @@ class AsyncClient(trio.abc.AsyncResource):
 
     # One attempt -----------------------------------------------------------------
 
-    async def _attempt(self, frame: bytes, deadline: float, limit: float, number: int) -> bytes:
-        reasons: dict[str, str] = {}
-        tried: list[Server] = []
-        while True:
-            connection = self._choose(tried)
-            request = Request(frame, deadline, limit)
-            try:
-                if number:
-                    return await self._ask_observed(connection, request, number)
-                return await connection.ask(request)
-            except ConnectionLost:
-                if not connection.stale:
-                    raise
-            except (ConnectError, ConnectTimeout) as error:
-                server = connection.server
-                if server not in tried:
-                    tried.append(server)
-                reasons[server.name] = server.reason
-                if len(tried) < len(self._servers.all) and trio.current_time() < deadline:
-                    continue
-                if len(reasons) == 1:
-                    raise
-                raise self._settings.cannot_connect(reasons) from error
+    async def _go_on(
+        self,
+        connection: Connection,
+        error: NbclientError,
+        attempts: Attempts,
+        tried: list[Server],
+        number: int,
+    ) -> None:
+        """Let another attempt follow, at once or after a pause, or raise the error."""
+        if connection.stale and not error.maybe_executed and not isinstance(error, ClosedError):
+            return
+        if isinstance(error, ConnectError | ConnectTimeout):
+            if connection.server not in tried:
+                tried.append(connection.server)
+            late = trio.current_time() >= attempts.deadline
+            if len(tried) < len(self._servers.all) and not late:
+                return
+            if len(tried) > 1:
+                reasons = {server.name: server.reason for server in tried}
+                cause, error = error, self._settings.cannot_connect(reasons)
+                error.__cause__ = cause
+            tried.clear()
+        pause = attempts.pause(error, trio.current_time())
+        if pause is None:
+            raise error
+        self._observer(Event("retry", error.peer, pause, request=number, error=error))
+        await trio.sleep(pause)
 
-    async def _ask_observed(self, connection: Connection, request: Request, number: int) -> bytes:
+    async def _ask_observed(self, connection: Connection, request: Call, number: int) -> bytes:
         peer, tell = connection.peer, self._observer
         size = len(request.frame) - HEADER_SIZE
         tell(Event("request", peer, size=size, request=number))
@@ -318,14 +328,6 @@ class AsyncClient(trio.abc.AsyncResource):
         seconds = trio.current_time() - started
         tell(Event("reply", peer, seconds, size=len(reply), request=number))
         return reply
-
-    async def _pause(self, attempts: Attempts, error: NbclientError, number: int) -> None:
-        """Wait before another attempt; raise the error if there is none to be."""
-        pause = attempts.pause(error, trio.current_time())
-        if pause is None:
-            raise error
-        self._observer(Event("retry", error.peer, pause, request=number, error=error))
-        await trio.sleep(pause)
 
     # Many ------------------------------------------------------------------------
 
@@ -351,6 +353,8 @@ class AsyncClient(trio.abc.AsyncResource):
                     break
                 wait = ended or not pipeline.wanted
                 for reply in await connection.receive_many(pipeline, wait=wait):
+                    if connection.closed:
+                        raise self._settings.closed(connection.peer, maybe_executed=True)
                     yield reply
                 if not ended and pipeline.fault is None and (wanted := pipeline.wanted):
                     started = time.monotonic()
@@ -372,29 +376,18 @@ class AsyncClient(trio.abc.AsyncResource):
         deadline = trio.current_time() + limit
         attempts = self._settings.attempts(deadline, idempotent=False)
         tried: list[Server] = []
-        reasons: dict[str, str] = {}
         while True:
             self._check()
             connection = self._take_idle()
             if connection is None:
                 server = self._servers.choose(trio.current_time(), tried)
-                assert server is not None
+                assert server is not None  # as in _choose
                 connection = self._make(server)
             try:
                 if await connection.prepare(deadline, limit):
                     return connection
             except NbclientError as error:
-                server = connection.server
-                tried.append(server)
-                reasons[server.name] = server.reason
-                if len(tried) < len(self._servers.all):
-                    continue
-                failure = error
-                if len(reasons) > 1:
-                    failure = self._settings.cannot_connect(reasons)
-                    failure.__cause__ = error
-                tried.clear()
-                await self._pause(attempts, failure, 0)
+                await self._go_on(connection, error, attempts, tried, 0)
 
     # The connections -------------------------------------------------------------
 
@@ -407,7 +400,7 @@ class AsyncClient(trio.abc.AsyncResource):
             load = connection.exchange.load
             if (best is None or load < least) and connection.server not in tried:
                 best, least = connection, load
-        if best is not None and not least:
+        if best is not None and (not least or len(self._shared) >= self._most):
             return best
         server = self._servers.choose(trio.current_time(), tried)
         assert server is not None  # who has tried them all does not ask

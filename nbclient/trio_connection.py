@@ -18,8 +18,9 @@ What makes that safe:
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+import math
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Protocol
 
 import trio
@@ -51,6 +52,15 @@ class Owner(Protocol):
         """A server could not be reached, or did not answer in time."""
 
 
+class Call(Request):
+    """A request, and the task that waits for it."""
+
+    def abort(self, _: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
+        """Let go of the task, which is cancelled."""
+        self.waiter = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+
 class Connection:
     """A stream, once it is open, and the requests on it.
 
@@ -64,7 +74,7 @@ class Connection:
         exchange: the requests under way.
         stream: None until it is open.
         closed: whether the stream was let go of.
-        stale: whether it ended while it had nothing to do: no request is to blame.
+        stale: whether it ended when nothing was outstanding: no request is to blame.
     """
 
     def __init__(
@@ -84,6 +94,7 @@ class Connection:
         self._owner = owner
         self._opening = self._sending = self._reading = False
         self._scopes: list[trio.CancelScope] = []  # in which those wait who have a role
+        self._watched = -math.inf  # the latest of their deadlines
         self._reader: trio.CancelScope | None = None  # that of who reads
         self._heir: Request | None = None  # who was woken to take a role, and did not run yet
         self._rest: bytes | memoryview = b""  # taken from the exchange, not sent yet
@@ -95,64 +106,77 @@ class Connection:
 
     # For one of many ---------------------------------------------------------------
 
-    async def ask(self, request: Request) -> bytes:
+    async def ask(self, request: Call) -> bytes:
         """Send a request along with those of others, and wait for its reply.
 
         Raises:
             NbclientError: there will be none.
         """
+        # What stands here costs all requests; what is called, few of them.
         exchange = self.exchange
         if not exchange.load:
             self._rested = True
         exchange.add(request)
         self.server.busy += 1
-        for scope in self._scopes:
-            if request.deadline < scope.deadline:
-                scope.deadline = request.deadline
+        if request.deadline < self._watched:
+            self._watch(request.deadline)
         try:
             while request.reply is None and request.error is None:
-                if self.stream is None:
-                    if self._opening:
-                        await self._park(request)
-                    else:
-                        await self._open()
-                elif self._rested and not (self._sending or self._reading):
-                    await self._look()
-                elif self._sendable and not self._sending:
-                    await self._send(request)
-                elif not self._reading:
-                    await self._read()
-                else:
-                    await self._park(request)
+                if not (self._reading and self._sending) and await self._serve(request):
+                    continue
+                request.waiter = trio.lowlevel.current_task()
+                await trio.lowlevel.wait_task_rescheduled(request.abort)
+                if self._heir is request:
+                    self._heir = None
         except BaseException:
             exchange.abandon(request)
             raise
         finally:
             self.server.busy -= 1
-            self._hand_on()
+            if exchange.load or self._retired:
+                self._hand_on()
             if exchange.fault is not None and not self.closed:
                 await self.aclose()
-        if request.reply is not None:
-            return request.reply
-        assert request.error is not None
-        raise request.error
+        if request.reply is None:
+            assert request.error is not None
+            raise request.error
+        return request.reply
 
-    async def _park(self, request: Request) -> None:
-        """Wait for the reply, or for a role to take."""
+    async def _serve(self, request: Call) -> bool:
+        """Take a role that is free, for a while; whether there was one."""
+        if self.stream is None:
+            if self._opening:
+                return False
+            await self._open()
+        elif not self._sending and self._sendable:
+            await self._send(request)
+        elif not self._reading:
+            await self._read()
+        else:
+            return False
+        return True
 
-        def abort(_: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
-            request.waiter = None
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        request.waiter = trio.lowlevel.current_task()
-        await trio.lowlevel.wait_task_rescheduled(abort)
-        if self._heir is request:
-            self._heir = None
-
-    def _wake(self, request: Request | None) -> None:
-        if request is not None and request.waiter is not None:
+    def _wake(self, request: Request) -> None:
+        if request.waiter is not None:
             trio.lowlevel.reschedule(request.waiter)
             request.waiter = None
+
+    @contextmanager
+    def _waiting(self, deadline: float) -> Iterator[trio.CancelScope]:
+        """A scope for who has a role: to be woken by the deadlines of all who wait."""
+        with trio.CancelScope(deadline=deadline) as scope:
+            self._scopes.append(scope)
+            self._watched = max(self._watched, deadline)
+            try:
+                yield scope
+            finally:
+                self._scopes.remove(scope)
+                self._watched = max((s.deadline for s in self._scopes), default=-math.inf)
+
+    def _watch(self, deadline: float) -> None:
+        """A deadline that is earlier than those waited for."""
+        for scope in self._scopes:
+            scope.deadline = min(scope.deadline, deadline)
 
     def _hand_on(self) -> None:
         """Have others take the roles that are free."""
@@ -188,11 +212,10 @@ class Connection:
         self._opening = True
         started = trio.current_time()
         give_up = started + self._settings.connect_timeout
-        scope = trio.CancelScope(deadline=min(give_up, self.exchange.next_deadline()))
-        self._scopes.append(scope)
+        deadline = min(give_up, self.exchange.next_deadline())
         stream: trio.abc.Stream | None = None
         try:
-            with scope:
+            with self._waiting(deadline):
                 stream = await self._connect(self.server.address)
         except OSError as error:
             failure = self._settings.cannot_connect({self.peer: reasons_of(error)})
@@ -201,7 +224,6 @@ class Connection:
             return
         finally:
             self._opening = False
-            self._scopes.remove(scope)
         if stream is None:
             now = trio.current_time()
             if give_up <= now:
@@ -235,17 +257,15 @@ class Connection:
         if isinstance(self.stream, trio.SocketStream):
             stale = self.stream.socket.is_readable()
         else:
-            self._sending = self._reading = True
+            self._reading = True
             try:
                 with trio.move_on_after(0) as scope:
                     with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                         await self.stream.receive_some()
             finally:
-                self._sending = self._reading = False
+                self._reading = False
             stale = not scope.cancelled_caught
-        self._rested = False
         if stale:
-            self.stale = True
             self.end(ConnectionLost(f"{self.peer} closed the connection, which was idle"))
 
     @property
@@ -258,6 +278,9 @@ class Connection:
         try:
             if self._crowd:
                 await trio.lowlevel.checkpoint()
+            if self._rested and not self._reading:  # who reads would have noticed
+                await self._look()
+            self._rested = False
             while self._sendable and request.reply is None and request.error is None:
                 await self._push(self._rest or self.exchange.take())
         finally:
@@ -266,10 +289,9 @@ class Connection:
     async def _push(self, data: bytes | memoryview) -> None:
         assert self.stream is not None
         self._rest = data
-        scope = trio.CancelScope(deadline=self.exchange.next_deadline())
-        self._scopes.append(scope)
+        deadline = self.exchange.next_deadline()
         try:
-            with scope:
+            with self._waiting(deadline) as scope:
                 if isinstance(self.stream, trio.SocketStream):
                     while self._rest:
                         sent = await self.stream.socket.send(self._rest)
@@ -285,10 +307,9 @@ class Connection:
         except trio.Cancelled:
             self._cut_off(scope)
             raise
-        finally:
-            self._scopes.remove(scope)
-        if scope.cancelled_caught:
-            self._cut_off(scope)
+        else:
+            if scope.cancelled_caught:
+                self._cut_off(scope)
 
     def _cut_off(self, scope: trio.CancelScope) -> None:
         """Sending was cancelled, by a deadline here or by the task's own."""
@@ -302,11 +323,9 @@ class Connection:
         """The role of who reads: once, for all."""
         assert self.stream is not None
         self._reading = True
-        self._reader = scope = trio.CancelScope(deadline=self.exchange.next_deadline())
-        self._scopes.append(scope)
         data: bytes | bytearray | None = None
         try:
-            with scope:
+            with self._waiting(self.exchange.next_deadline()) as self._reader:
                 data = await self.stream.receive_some()
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             cause = error.__cause__ or error
@@ -315,14 +334,16 @@ class Connection:
         finally:
             self._reading = False
             self._reader = None
-            self._scopes.remove(scope)
         if data is None:
             self._expire()
             return
         done = self.exchange.complete(bytes(data))  # no copy of what is bytes already
         self._crowd = len(done) > 1
+        reschedule = trio.lowlevel.reschedule
         for request in done:
-            self._wake(request)
+            if request.waiter is not None:
+                reschedule(request.waiter)
+                request.waiter = None
         if self.exchange.fault is not None:
             self.end(self.exchange.fault)
 
@@ -346,6 +367,7 @@ class Connection:
         """Let nothing more happen, and tell all who wait. ``aclose`` has to follow."""
         if cause is not None and fault.__cause__ is None:
             fault.__cause__ = cause
+        self.stale = self.stale or (self.stream is not None and not self.exchange.outstanding)
         self.exchange.poison(fault)
         self._owner.retire(self)
         for request in self.exchange.fail():
@@ -386,7 +408,7 @@ class Connection:
             if self.exchange.fault is not None:
                 await self.aclose()
             return self.exchange.fault is None
-        request = Request(b"", deadline, limit)
+        request = Call(b"", deadline, limit)
         self.exchange.add(request)
         try:
             await self._open()

@@ -21,6 +21,7 @@ from typing import IO
 import pytest
 import trustme
 
+from nbclient.cli import _Lines
 from nbnet import Certificate, Server
 from nbnet.notation import Target
 
@@ -258,6 +259,25 @@ def test_a_line_is_answered_before_the_next_one_comes(address: Target, unbuffere
         child.stdin.write(b"rest")
         assert child.communicate(timeout=30) == (b"tser\n", b"")
     assert child.returncode == 0
+
+
+def test_part_of_a_line_is_not_waited_for() -> None:
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb") as stdin, os.fdopen(writing, "wb", buffering=0) as other:
+        lines = _Lines(stdin)
+        other.write(b"abc\n")
+        assert lines.wait()
+        at_hand = lines.at_hand()
+        assert next(at_hand) == b"abc"
+        other.write(b"d")
+        assert list(at_hand) == []
+        other.write(b"e\nf")
+        assert lines.wait()
+        assert list(lines.at_hand()) == [b"de"]
+        other.close()
+        assert lines.wait()
+        assert list(lines.at_hand()) == [b"f"]
+        assert not lines.wait()
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])

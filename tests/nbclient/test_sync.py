@@ -5,13 +5,16 @@ from __future__ import annotations
 import errno
 import gc
 import socket
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from nbclient import Client, ConnectError, ConnectionLost, RequestTimeout
+from nbclient import Client, ConnectError, ConnectionLost, PoolTimeout, RequestTimeout
+from nbclient.dialing import TimedStream
 from nbnet.notation import Target
 
 GOOD = [("expect", b"00003abc"), ("send", b"00003cba"), ("eof", b"")]
@@ -19,7 +22,9 @@ GOOD = [("expect", b"00003abc"), ("send", b"00003cba"), ("eof", b"")]
 
 def use_sockets(monkeypatch: pytest.MonkeyPatch, kind: type[socket.socket]) -> None:
     """Let the client, and nobody else, make its sockets of this kind."""
-    monkeypatch.setattr("nbclient.sync.socket", SimpleNamespace(**{**vars(socket), "socket": kind}))
+    monkeypatch.setattr(
+        "nbclient.dialing.socket", SimpleNamespace(**{**vars(socket), "socket": kind})
+    )
 
 
 class FaultySocket(socket.socket):
@@ -105,7 +110,7 @@ def test_a_deadline_is_for_the_whole_request(
             return cls.now
 
     monkeypatch.setattr("nbclient.sync.time", Clock)
-    monkeypatch.setattr("nbclient.sync.READ_SIZE", 1)
+    monkeypatch.setattr("nbclient.dialing.READ_SIZE", 1)
     address = scripted([("expect", b"00003abc"), ("send", b"00003cba"), ("eof", b"")])
     with Client(address, timeout=6.0) as client, pytest.raises(RequestTimeout, match="within 6 s"):
         client.request(b"abc")
@@ -130,9 +135,9 @@ def test_sending_is_under_the_deadline_too(monkeypatch: pytest.MonkeyPatch) -> N
 def test_small_requests_are_not_held_back(address: Target) -> None:
     with Client(address) as client:
         client.request(b"abc")
-        assert client._kept is not None
-        kept = client._kept._socket
-        assert kept is not None
+        (connection,) = client._open
+        assert isinstance(connection.stream, TimedStream)
+        kept = connection.stream._socket
         assert kept.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
@@ -142,19 +147,33 @@ def test_a_generator_that_is_dropped_leaves_no_socket_open(address: Target) -> N
             assert reply == b"cba"
             break
         gc.collect()  # an unclosed socket would warn, and a warning is an error here
-        assert client._used == set()
+        # The one that is in step was kept.
+        assert client._open == {kept for stack in client._idle.values() for kept in stack}
         assert client.request(b"ab") == b"ba"
 
 
-def test_a_second_connection_is_not_kept(address: Target) -> None:
+def test_a_second_connection_is_kept_too(address: Target) -> None:
     with Client(address) as client:
         replies = client.request_many([b"ab", b"cd"])
         assert next(replies) == b"ba"
         assert client.request(b"ef") == b"fe"
-        kept = client._kept
         assert list(replies) == [b"dc"]
-        assert client._kept is kept
-        assert client._used == set()
+        ((_, idle),) = client._idle.items()
+        assert len(idle) == 2
+
+
+def test_who_finds_all_connections_in_use_waits_for_one(address: Target) -> None:
+    with Client(address, max_connections=1, timeout=0.2, retries=0) as client:
+        replies = client.request_many([b"ab", b"cd"])
+        assert next(replies) == b"ba"
+        with pytest.raises(PoolTimeout, match=f"all 1 connections to {address} in use for 0.2 s"):
+            client.request(b"ef")
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(client.request, b"ef", timeout=None)
+            while not client._waiting:
+                time.sleep(0)  # as soon as it waits, and not on time
+            assert list(replies) == [b"dc"]
+            assert waiting.result() == b"fe"
 
 
 def test_a_socket_that_connected_to_itself_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,5 +187,6 @@ def test_a_socket_that_connected_to_itself_is_a_refusal(monkeypatch: pytest.Monk
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = Target(*free.getsockname())
     use_sockets(monkeypatch, Bound)
-    with Client(address) as client, pytest.raises(ConnectError, match="Connection refused"):
-        client.request(b"abc")
+    with Client(address, retries=0) as client:
+        with pytest.raises(ConnectError, match="Connection refused"):
+            client.request(b"abc")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import itertools
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
@@ -18,10 +17,9 @@ from hypothesis import strategies as st
 from trio.testing import MockClock, memory_stream_pair
 
 from nbclient import AsyncClient, ClosedError, ConnectionLost, RequestTimeout
-from nbclient.exchange import Exchange
-from nbclient.trio import _fill
+from nbclient.exchange import Exchange, Request
 from nbnet.framing import FrameDecoder, encode_frame
-from nbnet.notation import Target
+from nbnet.notation import Address, Target
 
 Serve = Callable[[trio.abc.Stream], Any]
 Connected = Callable[[Serve], contextlib.AbstractAsyncContextManager[AsyncClient]]
@@ -31,17 +29,15 @@ Connected = Callable[[Serve], contextlib.AbstractAsyncContextManager[AsyncClient
 async def connected(serve: Serve, limit: float | None = None) -> AsyncIterator[AsyncClient]:
     """A client whose every connection leads to a task in this run that serves it."""
 
-    async def open_stream(host: str, port: int) -> trio.abc.Stream:
+    async def open_stream(_: Address) -> trio.abc.Stream:
         await trio.lowlevel.checkpoint()
         ours, theirs = memory_stream_pair()
         nursery.start_soon(serve, theirs)
         return ours
 
     async with trio.open_nursery() as nursery:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(trio, "open_tcp_stream", open_stream)
-            async with AsyncClient(timeout=limit) as client:
-                yield client
+        async with AsyncClient(timeout=limit, max_connections=1, connect=open_stream) as client:
+            yield client
         nursery.cancel_scope.cancel()
 
 
@@ -173,36 +169,40 @@ async def test_closing_while_a_task_waits_for_its_reply(autojump_clock: MockCloc
             errors.append(caught.value)
 
         async with trio.open_nursery() as nursery:
-            for _ in range(3):  # one waits for the reply, two for the lock
+            for _ in range(3):  # one reads, two wait for it to
                 nursery.start_soon(ask)
             await trio.testing.wait_all_tasks_blocked()
             await client.aclose()
         assert len(errors) == 3
 
 
-async def test_closing_while_a_task_connects(monkeypatch: pytest.MonkeyPatch) -> None:
-    go_on = trio.Event()
-    ours, theirs = memory_stream_pair()
+async def test_closing_while_tasks_connect() -> None:
+    outcomes: list[str] = []
 
-    async def open_stream(host: str, port: int) -> trio.abc.Stream:
-        await go_on.wait()
-        return ours
-
-    monkeypatch.setattr(trio, "open_tcp_stream", open_stream)
+    async def open_stream(_: Address) -> trio.abc.Stream:
+        try:
+            await trio.sleep_forever()
+        except trio.Cancelled:
+            outcomes.append("cancelled")
+            raise
+        raise AssertionError
 
     async def ask() -> None:
         with pytest.raises(ClosedError):
             await client.request(b"abc")
 
-    async with AsyncClient() as client, trio.open_nursery() as nursery:
-        nursery.start_soon(ask)
-        await trio.testing.wait_all_tasks_blocked()
-        await client.aclose()
-        go_on.set()
-    assert await theirs.receive_some() == b""  # closed, and nothing was sent
+        outcomes.append("closed")
+
+    async with AsyncClient(connect=open_stream, max_connections=1) as client:
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):  # one connects, for all
+                nursery.start_soon(ask)
+            await trio.testing.wait_all_tasks_blocked()
+            await client.aclose()
+        assert sorted(outcomes) == ["cancelled", "closed", "closed", "closed"]
 
 
-async def test_closing_while_a_task_sends(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_closing_while_a_task_sends() -> None:
     class Clogged(trio.abc.Stream):
         """Takes nothing; sending waits until the stream is closed."""
 
@@ -222,17 +222,15 @@ async def test_closing_while_a_task_sends(monkeypatch: pytest.MonkeyPatch) -> No
         async def receive_some(self, max_bytes: int | None = None) -> bytes:
             raise NotImplementedError
 
-    async def open_stream(host: str, port: int) -> trio.abc.Stream:
+    async def open_stream(_: Address) -> trio.abc.Stream:
         await trio.lowlevel.checkpoint()
         return Clogged()
-
-    monkeypatch.setattr(trio, "open_tcp_stream", open_stream)
 
     async def ask() -> None:
         with pytest.raises(ClosedError):
             await client.request(b"abc")
 
-    async with AsyncClient() as client, trio.open_nursery() as nursery:
+    async with AsyncClient(connect=open_stream) as client, trio.open_nursery() as nursery:
         nursery.start_soon(ask)
         await trio.testing.wait_all_tasks_blocked()
         await client.aclose()
@@ -241,8 +239,8 @@ async def test_closing_while_a_task_sends(monkeypatch: pytest.MonkeyPatch) -> No
 async def test_closing_under_cancellation_closes(address: Target) -> None:
     client = AsyncClient(address)
     assert await client.request(b"abc") == b"cba"
-    assert client._kept is not None
-    stream = client._kept._stream
+    (connection,) = client._open
+    stream = connection.stream
     assert isinstance(stream, trio.SocketStream)
     with trio.CancelScope() as scope:
         scope.cancel()
@@ -273,18 +271,23 @@ async def test_payloads_may_come_from_an_async_iterable(address: Target) -> None
         assert [reply async for reply in client.request_many(numbers(0))] == []
 
 
-async def test_an_async_iterable_waits_for_the_window() -> None:
-    async def numbers() -> AsyncGenerator[bytes, None]:
-        for n in itertools.count():
-            await trio.lowlevel.checkpoint()
-            yield b"%d" % n
+async def test_an_async_iterable_waits_for_the_window(address: Target) -> None:
+    taken = 0
 
-    async with contextlib.aclosing(numbers()) as payloads:
-        exchange = Exchange(window=20)
-        assert await _fill(exchange, payloads) == b"000010000011000012"
-        assert await _fill(exchange, payloads) == b""
-        exchange.receive(b"000010")
-        assert await _fill(exchange, payloads) == b"000013"
+    async def numbers() -> AsyncGenerator[bytes, None]:
+        nonlocal taken
+        for n in range(1_000):
+            await trio.lowlevel.checkpoint()
+            taken += 1
+            yield b"%d0" % n
+
+    async with AsyncClient(address) as client:
+        given = 0
+        async for reply in client.request_many(numbers(), window=3):
+            assert reply == (b"%d0" % given)[::-1]
+            given += 1
+            assert taken - given <= 3
+        assert given == 1_000
 
 
 async def test_replies_do_not_keep_tasks_from_running(address: Target) -> None:
@@ -307,7 +310,7 @@ async def test_a_generator_that_is_dropped_closes_its_connection(address: Target
         with pytest.warns(ResourceWarning, match="aclosing"):  # trio's own, for every generator
             await leave()
         await trio.testing.wait_all_tasks_blocked()
-        assert client._used == set()
+        assert all(connection in client._shared for connection in client._open)
         assert await client.request(b"ab") == b"ba"
 
 
@@ -353,8 +356,13 @@ def test_a_reply_is_the_one_to_its_request(plan: Plan) -> None:
 
 
 def test_the_property_has_teeth(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the rule that only an idle exchange is used again, replies slip."""
-    monkeypatch.setattr(Exchange, "idle", True)
+    """Were the reply to a cancelled request not waited for, replies would slip."""
+
+    def forget(exchange: Exchange, request: Request) -> None:
+        exchange._due.remove(request)
+        exchange.load = exchange.wanted = 0
+
+    monkeypatch.setattr(Exchange, "abandon", forget)
     with pytest.raises(BaseExceptionGroup) as caught:
         run(LATE)
     assert caught.group_contains(AssertionError)
