@@ -22,7 +22,9 @@ import threading
 import time
 import warnings
 import weakref
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import suppress
 from itertools import count, islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self, TypeAlias
@@ -42,12 +44,14 @@ from nbclient.settings import (
     lost,
     reasons_of,
 )
-from nbnet.framing import HEADER_SIZE
+from nbnet.framing import HEADER_SIZE, FrameDecoder
 from nbnet.notation import Address
 
 if TYPE_CHECKING:
     import ssl
 
+ALONE: Final = FrameDecoder(min_payload=0).alone
+"""The headers of short replies by length: see ``FrameDecoder``."""
 WORTH_WAITING: Final = 0.001
 """Seconds; the kernel cannot wait for much less."""
 
@@ -234,9 +238,11 @@ class Client:
         """
         with self._lock:
             self._closed = True
-            idle = [connection for stack in self._idle.values() for connection in stack]
+            idle: list[_Connection] = []
             for stack in self._idle.values():
-                stack.clear()
+                with suppress(IndexError):
+                    while True:
+                        idle.append(stack.pop())
             self._open.difference_update(idle)
             used = list(self._open)
             self._freed.notify_all()
@@ -271,7 +277,12 @@ class Client:
     # One attempt -----------------------------------------------------------------
 
     def _attempt(self, frame: bytes, deadline: float, limit: float, number: int) -> bytes:
-        connection = self._check_out(deadline, limit)
+        try:
+            connection = self._only_idle.pop()
+            if not self._is_fit(connection):
+                connection = self._check_out(deadline, limit)
+        except IndexError:  # none is idle, or there are several servers
+            connection = self._check_out(deadline, limit)
         try:
             if number:
                 reply = self._ask_observed(connection, frame, deadline, limit, number)
@@ -340,10 +351,8 @@ class Client:
                     if batch:
                         pipeline.add(batch, time.monotonic() - started)
         finally:
-            if pipeline.idle:
-                self._check_in(connection)
-            else:
-                self._discard(connection)
+            connection.in_step = pipeline.idle
+            self._check_in(connection)
 
     def _connection_for_replies(self) -> _Connection:
         limit = self._settings.timeout
@@ -366,8 +375,7 @@ class Client:
             try:
                 if connection.stream is None:
                     self._dial(connection, deadline, limit)
-                elif connection.stream.readable():  # dropped by the server, or out of step
-                    self._discard(connection)
+                elif not self._is_fit(connection):
                     continue
             except NbclientError as error:
                 self._discard(connection)
@@ -383,37 +391,54 @@ class Client:
                 raise
             return connection
 
+    def _is_fit(self, connection: _Connection) -> bool:
+        """Whether the server has left it open, and in step; if not, it is let go of."""
+        assert connection.stream is not None
+        if not connection.stream.readable():
+            return True
+        self._discard(connection)
+        return False
+
     def _take(self, deadline: float, limit: float, tried: list[Server]) -> _Connection:
         """An idle connection, or one that is yet to be made."""
         with self._lock:
             while True:
                 self._check()
-                server = self._servers.choose(time.monotonic(), tried)
-                assert server is not None  # who has tried them all does not ask
+                server = self._choose(tried)
                 idle = self._idle[server]
-                if idle:
-                    connection = idle.pop()  # the last one used: the others may rest
-                    break
+                with suppress(IndexError):
+                    return idle.pop()  # the last one used: the others may rest
                 if len(self._open) < self._settings.max_connections or self._evict():
-                    connection = _Connection(server, self._settings)
+                    connection = _Connection(server, self._settings, idle)
                     self._open.add(connection)
-                    break
+                    return connection
                 left = deadline - time.monotonic()
                 if left <= 0:
                     raise self._settings.pool_timed_out(limit)
+                # Who gives one back does so without the lock, and then looks for
+                # those who wait: whoever waits has to look again.
                 self._waiting += 1
                 try:
-                    self._freed.wait(min(left, threading.TIMEOUT_MAX))
+                    if not idle:
+                        self._freed.wait(min(left, threading.TIMEOUT_MAX))
                 finally:
                     self._waiting -= 1
-            server.busy += 1
-        return connection
+
+    def _choose(self, tried: list[Server]) -> Server:
+        every = self._servers.all
+        if len(every) > 1:
+            opened = Counter(connection.server for connection in self._open)
+            for each in every:
+                each.busy = opened[each] - len(self._idle[each])
+        server = self._servers.choose(time.monotonic(), tried)
+        assert server is not None  # who has tried them all does not ask
+        return server
 
     def _evict(self) -> bool:
         """Close an idle connection to another server, to make room; whether there was one."""
-        for stack in self._idle.values():
-            if stack:
-                connection = stack.pop(0)
+        for idle in self._idle.values():
+            with suppress(IndexError):
+                connection = idle.pop(0)
                 self._open.discard(connection)
                 self._close(connection)
                 return True
@@ -453,19 +478,19 @@ class Client:
             self._servers.failed(server, str(error), time.monotonic())
 
     def _check_in(self, connection: _Connection) -> None:
-        with self._lock:
-            if connection.ledger.idle and not self._closed:
-                connection.server.busy -= 1
-                self._idle[connection.server].append(connection)
-                if self._waiting:
-                    self._freed.notify()
-                return
-        self._discard(connection)
+        if not connection.in_step:
+            self._discard(connection)
+            return
+        connection.idle.append(connection)
+        if self._closed:
+            self.close()  # which may have looked just before
+        elif self._waiting:
+            with self._lock:
+                self._freed.notify()
 
     def _discard(self, connection: _Connection) -> None:
         with self._lock:
             self._open.discard(connection)
-            connection.server.busy -= 1
             if self._waiting:
                 self._freed.notify()
         self._close(connection)
@@ -490,8 +515,7 @@ class Client:
                 connection.stream.close()
         self._open = set()
         self._idle: dict[Server, list[_Connection]] = {s: [] for s in self._servers.all}
-        for server in self._servers.all:
-            server.busy = 0
+        self._only_idle = self._idle[self._servers.all[0]] if len(self._idle) == 1 else []
         self._lock = threading.Lock()
         self._freed = threading.Condition(self._lock)
         self._waiting = 0  # threads that wait for it
@@ -513,39 +537,44 @@ if hasattr(os, "register_at_fork"):
 class _Connection:
     """A stream, once it is connected, and what is outstanding on it."""
 
-    __slots__ = ("_settings", "aborted", "ledger", "peer", "server", "stream")
+    __slots__ = ("_settings", "aborted", "idle", "in_step", "peer", "server", "stream")
 
-    def __init__(self, server: Server, settings: Settings) -> None:
+    def __init__(self, server: Server, settings: Settings, idle: list[_Connection]) -> None:
         self.server = server
         self.peer = server.name
-        self.ledger = Ledger(server.name)
+        self.idle = idle  # where it waits for its next request
+        self.in_step = True  # as long as no fault, and no byte of something, was left there
         self.stream: Stream | None = None
         self.aborted = False
         self._settings = settings
 
     def ask(self, frame: bytes, deadline: float, limit: float) -> bytes:
         """Send a request and wait for its reply."""
-        stream, ledger = self.stream, self.ledger
+        stream = self.stream
         assert stream is not None
         size = len(frame)
-        ledger.sent(1, size)
         sent = 0
         try:
             while sent < size:
                 sent += stream.send(frame[sent:] if sent else frame, _left(deadline))
-            while True:
+            data = stream.receive(_left(deadline))
+            # Nearly always it is the reply, whole and alone.
+            try:
+                if ALONE[len(data) - HEADER_SIZE] == data[:HEADER_SIZE]:
+                    return data[HEADER_SIZE:]
+            except IndexError:  # longer than the table
+                pass
+            ledger = Ledger(self.peer)
+            ledger.sent(1, size)
+            while not (replies := ledger.receive(data)) and ledger.fault is None:
                 data = stream.receive(_left(deadline))
-                reply = ledger.receive_one(data)
-                if reply is not None:
-                    return reply
-                replies = ledger.receive(data)
-                if ledger.fault is not None:
-                    # A reply with more behind it may not be the right one.
-                    raise self._fault(ledger)
-                if replies:
-                    return replies[0]
         except OSError as error:
             raise self._failed(error, limit, maybe_executed=sent > 0) from error
+        if ledger.fault is not None:
+            # A reply with more behind it may not be the right one.
+            raise self._fault(ledger)
+        self.in_step = ledger.idle
+        return replies[0]
 
     def send_many(self, pipeline: Pipeline) -> bool:
         """Send what is to go; whether more can be sent later."""

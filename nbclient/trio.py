@@ -197,13 +197,31 @@ class AsyncClient(trio.abc.AsyncResource):
         while True:
             connection = self._choose(tried)
             call = Call(frame, deadline, limit)
+            if number:
+                self._tell_begin(connection, call, number)
+            connection.enter(call)
             try:
+                while call.reply is None and call.error is None:
+                    if (connection.sending and connection.reading) or not await connection.serve(
+                        call
+                    ):
+                        call.waiter = trio.lowlevel.current_task()
+                        await trio.lowlevel.wait_task_rescheduled(call.abort)
+                        if connection.heir is call:
+                            connection.heir = None
+            except BaseException:
+                connection.exchange.abandon(call)
+                raise
+            finally:
+                if connection.leave():
+                    await connection.aclose()
                 if number:
-                    return await self._ask_observed(connection, call, number)
-                return await connection.ask(call)
-            except NbclientError as error:
-                attempts = attempts or self._settings.attempts(deadline, idempotent=idempotent)
-                await self._go_on(connection, error, attempts, tried, number)
+                    self._tell_end(connection, call, number)
+            if call.reply is not None:
+                return call.reply
+            assert call.error is not None
+            attempts = attempts or self._settings.attempts(deadline, idempotent=idempotent)
+            await self._go_on(connection, call.error, attempts, tried, number)
 
     def request_many(
         self,
@@ -313,21 +331,18 @@ class AsyncClient(trio.abc.AsyncResource):
         self._observer(Event("retry", error.peer, pause, request=number, error=error))
         await trio.sleep(pause)
 
-    async def _ask_observed(self, connection: Connection, request: Call, number: int) -> bytes:
-        peer, tell = connection.peer, self._observer
-        size = len(request.frame) - HEADER_SIZE
-        tell(Event("request", peer, size=size, request=number))
-        started = trio.current_time()
-        try:
-            reply = await connection.ask(request)
-        except BaseException as error:
-            seconds = trio.current_time() - started
-            cause = error if isinstance(error, NbclientError) else None
-            tell(Event("failed", peer, seconds, request=number, error=cause))
-            raise
-        seconds = trio.current_time() - started
-        tell(Event("reply", peer, seconds, size=len(reply), request=number))
-        return reply
+    def _tell_begin(self, connection: Connection, call: Call, number: int) -> None:
+        size = len(call.frame) - HEADER_SIZE
+        call.started = trio.current_time()
+        self._observer(Event("request", connection.peer, size=size, request=number))
+
+    def _tell_end(self, connection: Connection, call: Call, number: int) -> None:
+        peer, seconds = connection.peer, trio.current_time() - call.started
+        if call.reply is None:
+            event = Event("failed", peer, seconds, request=number, error=call.error)
+        else:
+            event = Event("reply", peer, seconds, size=len(call.reply), request=number)
+        self._observer(event)
 
     # Many ------------------------------------------------------------------------
 
@@ -380,9 +395,7 @@ class AsyncClient(trio.abc.AsyncResource):
             self._check()
             connection = self._take_idle()
             if connection is None:
-                server = self._servers.choose(trio.current_time(), tried)
-                assert server is not None  # as in _choose
-                connection = self._make(server)
+                connection = self._make(self._choose_server(tried))
             try:
                 if await connection.prepare(deadline, limit):
                     return connection
@@ -402,13 +415,21 @@ class AsyncClient(trio.abc.AsyncResource):
                 best, least = connection, load
         if best is not None and (not least or len(self._shared) >= self._most):
             return best
-        server = self._servers.choose(trio.current_time(), tried)
-        assert server is not None  # who has tried them all does not ask
+        server = self._choose_server(tried)
         if best is not None and not self._has_room(server):
             return best
         connection = self._make(server)
         self._shared.append(connection)
         return connection
+
+    def _choose_server(self, tried: list[Server]) -> Server:
+        for each in self._servers.all:
+            each.busy = 0
+        for connection in self._open:
+            connection.server.busy += connection.exchange.load
+        server = self._servers.choose(trio.current_time(), tried)
+        assert server is not None  # who has tried them all does not ask
+        return server
 
     def _make(self, server: Server) -> Connection:
         connection = Connection(server, self._settings, self._connect, self)

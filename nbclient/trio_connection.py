@@ -1,8 +1,8 @@
 """One connection of the trio front, shared by tasks. Used by ``nbclient.trio`` alone.
 
-A task that waits for its reply looks round for what nobody does yet, in this
-order: to open the stream, to send what is queued, to read. Otherwise it parks,
-and whoever leaves a role wakes one that can take it on.
+A task that waits for its reply looks round for what nobody does yet (``serve``),
+in this order: to open the stream, to send what is queued, to read. Otherwise it
+parks, and whoever leaves wakes one that can take on what is left.
 
 What makes that safe:
 
@@ -53,7 +53,12 @@ class Owner(Protocol):
 
 
 class Call(Request):
-    """A request, and the task that waits for it."""
+    """A request, and the task that waits for it.
+
+    ``started`` is when it was handed over, if anybody wants to know.
+    """
+
+    started = 0.0
 
     def abort(self, _: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
         """Let go of the task, which is cancelled."""
@@ -74,6 +79,8 @@ class Connection:
         exchange: the requests under way.
         stream: None until it is open.
         closed: whether the stream was let go of.
+        sending, reading: whether these roles are taken.
+        heir: whom ``leave`` has woken to take a role, until that has run.
         stale: whether it ended when nothing was outstanding: no request is to blame.
     """
 
@@ -92,11 +99,11 @@ class Connection:
         self._settings = settings
         self._connect = connect
         self._owner = owner
-        self._opening = self._sending = self._reading = False
+        self._opening = self.sending = self.reading = False
         self._scopes: list[trio.CancelScope] = []  # in which those wait who have a role
         self._watched = -math.inf  # the latest of their deadlines
         self._reader: trio.CancelScope | None = None  # that of who reads
-        self._heir: Request | None = None  # who was woken to take a role, and did not run yet
+        self.heir: Request | None = None  # who was woken to take a role, and did not run yet
         self._rest: bytes | memoryview = b""  # taken from the exchange, not sent yet
         self._rested = False  # whether there was nothing to do: what comes then is not asked for
         self._crowd = False  # whether several are woken at a time
@@ -106,51 +113,31 @@ class Connection:
 
     # For one of many ---------------------------------------------------------------
 
-    async def ask(self, request: Call) -> bytes:
-        """Send a request along with those of others, and wait for its reply.
-
-        Raises:
-            NbclientError: there will be none.
-        """
-        # What stands here costs all requests; what is called, few of them.
+    def enter(self, call: Call) -> None:
+        """A request is to be sent, and its task is going to wait."""
         exchange = self.exchange
         if not exchange.load:
             self._rested = True
-        exchange.add(request)
-        self.server.busy += 1
-        if request.deadline < self._watched:
-            self._watch(request.deadline)
-        try:
-            while request.reply is None and request.error is None:
-                if not (self._reading and self._sending) and await self._serve(request):
-                    continue
-                request.waiter = trio.lowlevel.current_task()
-                await trio.lowlevel.wait_task_rescheduled(request.abort)
-                if self._heir is request:
-                    self._heir = None
-        except BaseException:
-            exchange.abandon(request)
-            raise
-        finally:
-            self.server.busy -= 1
-            if exchange.load or self._retired:
-                self._hand_on()
-            if exchange.fault is not None and not self.closed:
-                await self.aclose()
-        if request.reply is None:
-            assert request.error is not None
-            raise request.error
-        return request.reply
+        exchange.add(call)
+        if call.deadline < self._watched:
+            self._watch(call.deadline)
 
-    async def _serve(self, request: Call) -> bool:
+    def leave(self) -> bool:
+        """A task does not wait any more; whether ``aclose`` has to follow."""
+        exchange = self.exchange
+        if exchange.load or self._retired:
+            self._hand_on()
+        return exchange.fault is not None and not self.closed
+
+    async def serve(self, call: Call) -> bool:
         """Take a role that is free, for a while; whether there was one."""
         if self.stream is None:
             if self._opening:
                 return False
             await self._open()
-        elif not self._sending and self._sendable:
-            await self._send(request)
-        elif not self._reading:
+        elif not self.sending and self._sendable:
+            await self._send(call)
+        elif not self.reading:
             await self._read()
         else:
             return False
@@ -193,17 +180,17 @@ class Connection:
             if self._rest or self._retired:
                 self.end(self._settings.closed(self.peer))
             return
-        if self._heir is not None:
+        if self.heir is not None:
             return
         if self.stream is None:
             free = not self._opening
         else:
-            free = not self._reading or (self._sendable and not self._sending)
+            free = not self.reading or (self._sendable and not self.sending)
         if free:
-            self._heir = exchange.waiting()
-            if self._heir is not None:
-                self._wake(self._heir)
-            elif self._reader is not None and not self._sending:
+            self.heir = exchange.waiting()
+            if self.heir is not None:
+                self._wake(self.heir)
+            elif self._reader is not None and not self.sending:
                 # The only one left reads, for replies to what it has yet to send.
                 self._reader.cancel()
 
@@ -257,13 +244,13 @@ class Connection:
         if isinstance(self.stream, trio.SocketStream):
             stale = self.stream.socket.is_readable()
         else:
-            self._reading = True
+            self.reading = True
             try:
                 with trio.move_on_after(0) as scope:
                     with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                         await self.stream.receive_some()
             finally:
-                self._reading = False
+                self.reading = False
             stale = not scope.cancelled_caught
         if stale:
             self.end(ConnectionLost(f"{self.peer} closed the connection, which was idle"))
@@ -272,19 +259,19 @@ class Connection:
     def _sendable(self) -> bool:
         return not self._broken and (bool(self._rest) or self.exchange.sendable)
 
-    async def _send(self, request: Request) -> None:
+    async def _send(self, call: Call) -> None:
         """The role of who sends: all that is queued, as far as the window goes."""
-        self._sending = True
+        self.sending = True
         try:
             if self._crowd:
                 await trio.lowlevel.checkpoint()
-            if self._rested and not self._reading:  # who reads would have noticed
+            if self._rested and not self.reading:  # who reads would have noticed
                 await self._look()
             self._rested = False
-            while self._sendable and request.reply is None and request.error is None:
+            while self._sendable and call.reply is None and call.error is None:
                 await self._push(self._rest or self.exchange.take())
         finally:
-            self._sending = False
+            self.sending = False
 
     async def _push(self, data: bytes | memoryview) -> None:
         assert self.stream is not None
@@ -322,7 +309,7 @@ class Connection:
     async def _read(self) -> None:
         """The role of who reads: once, for all."""
         assert self.stream is not None
-        self._reading = True
+        self.reading = True
         data: bytes | bytearray | None = None
         try:
             with self._waiting(self.exchange.next_deadline()) as self._reader:
@@ -332,7 +319,7 @@ class Connection:
             self.end(lost(self.peer, cause, maybe_executed=True), cause)
             return
         finally:
-            self._reading = False
+            self.reading = False
             self._reader = None
         if data is None:
             self._expire()
