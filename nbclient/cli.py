@@ -4,10 +4,6 @@ Rules kept here:
 
 * stdout carries replies and nothing else, an error is one line on stderr, and
   the exit code says what kind of error it was;
-* what was written is flushed before anything is waited for, be it the server or
-  more of stdin: nobody waits for a reply that is here, and many replies that
-  come at once cost one write;
-* memory does not grow with what is read from stdin;
 * only the blocking front is used, and what few need is imported late: scripts
   start this command for each request.
 """
@@ -19,23 +15,23 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Final, TextIO, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
 
 import typer
 from typer.core import TyperCommand, TyperOption
 
-from nbclient.dialing import Stream, open_stream
 from nbclient.errors import ConnectError, NbclientError, RequestTimeout
 from nbclient.exchange import encode_request
 from nbclient.ping import RoundTrips, next_turn, payload_of
-from nbclient.settings import DEFAULT_TARGET, Settings
+from nbclient.settings import DEFAULT_TARGET
+from nbclient.stdio import Lines, Output, flushing_client, standard
 from nbclient.sync import Client
 from nbnet.command import EXIT_FAILED, EXIT_USAGE, CommandError, make_app, parsed, version_option
 from nbnet.command import run as run_command
 from nbnet.framing import MAX_PAYLOAD
-from nbnet.notation import Address, parse_count, parse_duration, parse_size
+from nbnet.notation import parse_count, parse_duration, parse_size
 
 if TYPE_CHECKING:
     from nbclient.events import Event
@@ -46,8 +42,6 @@ EXIT_CANNOT_CONNECT: Final = 3
 EXIT_TIMED_OUT: Final = 124
 EXIT_INTERRUPTED: Final = 130
 
-_READ_SIZE: Final = 64 * 1024
-_HELD_AT_MOST: Final = 64 * 1024
 _SERVER: Final = "Server"
 _TLS: Final = "TLS (PEM files; any of these turns it on)"
 
@@ -242,8 +236,8 @@ def send(
     )
     try:
         requests = [_read(payload) for payload in payloads or []]
-        output = _Output(sys.stdout)
-        client = _flushing_client(options, output.flush)
+        output = Output(sys.stdout)
+        client = flushing_client(options, output.flush)
     except ValueError as error:
         raise CommandError(str(error), EXIT_USAGE) from error
     several = lines or as_json or len(requests) > 1 or output.is_terminal
@@ -253,7 +247,7 @@ def send(
             if not lines:
                 write(client, requests, output, b"\n" if several else b"")
                 return
-            source = _Lines(_standard(sys.stdin, "input"))
+            source = Lines(standard(sys.stdin, "input"))
             while source.wait():
                 write(client, source.at_hand(), output, b"\n")
                 output.flush()
@@ -267,12 +261,12 @@ def send(
         raise CommandError(source.fault, EXIT_USAGE)
 
 
-def _plain_writer(client: Client, requests: Iterable[bytes], output: _Output, end: bytes) -> None:
+def _plain_writer(client: Client, requests: Iterable[bytes], output: Output, end: bytes) -> None:
     for reply in client.request_many(requests):
         output.write(reply + end)
 
 
-def _json_writer(client: Client, requests: Iterable[bytes], output: _Output, end: bytes) -> None:
+def _json_writer(client: Client, requests: Iterable[bytes], output: Output, end: bytes) -> None:
     import base64
     import json
 
@@ -293,152 +287,15 @@ def _json_writer(client: Client, requests: Iterable[bytes], output: _Output, end
         output.write(line.encode() + end)
 
 
-class _Lines:
-    """The lines of stdin, as they become available."""
-
-    def __init__(self, stdin: BinaryIO) -> None:
-        self._descriptor = stdin.fileno()
-        self._lines: deque[bytes] = deque()
-        self._rest = b""  # a line whose end has not come
-        self._count = 0
-        self._ended = False
-        self.fault = ""
-
-    def wait(self) -> bool:
-        """Wait until there is a line; whether there is one."""
-        while not self._lines and not self._ended:
-            self._read()
-        return bool(self._lines)
-
-    def at_hand(self) -> Iterator[bytes]:
-        """The lines that can be had without waiting. A fault ends them."""
-        while self._lines or self._ready():
-            if not self._lines:
-                self._read()  # which may bring but a part of a line
-                continue
-            line = self._lines.popleft()
-            self._count += 1
-            if not 0 < len(line) <= MAX_PAYLOAD:
-                what = f"is longer than {MAX_PAYLOAD} bytes" if line else "is empty"
-                self.fault = f"line {self._count} of stdin {what}"
-                self._lines.clear()
-                self._ended = True
-                return
-            yield line
-
-    def _ready(self) -> bool:
-        """Whether reading would not wait."""
-        if self._ended:
-            return False
-        import select
-
-        try:
-            return bool(select.select([self._descriptor], [], [], 0)[0])
-        except OSError:  # a system that can wait for sockets only
-            return False
-
-    def _read(self) -> None:
-        data = os.read(self._descriptor, _READ_SIZE)
-        lines = (self._rest + data).split(b"\n")
-        self._rest = lines.pop()
-        # A line that is too long already need not end; the last one need not either.
-        self._ended = not data or len(self._rest) > MAX_PAYLOAD + len(b"\r")
-        if self._ended and self._rest:
-            lines.append(self._rest)
-        self._lines.extend(line.removesuffix(b"\r") for line in lines)
-
-
-def _flushing_client(options: dict[str, Any], flush: Callable[[], None]) -> Client:
-    """A client that flushes before it waits for a server."""
-    settings = Settings.read(**options)
-
-    def connect(address: Address, timeout: float | None) -> Stream:
-        flush()
-        return _FlushingStream(open_stream(address, timeout, settings), flush)
-
-    return Client(**options, connect=connect)
-
-
-class _FlushingStream:
-    """A stream that flushes before it waits for a server."""
-
-    def __init__(self, stream: Stream, flush: Callable[[], None]) -> None:
-        self._stream = stream
-        self._flush = flush
-        self.readable = stream.readable
-        self.abort = stream.abort
-        self.close = stream.close
-
-    def send(self, data: bytes | memoryview, timeout: float | None, /) -> int:
-        """As of ``Stream``."""
-        self._flush()
-        return self._stream.send(data, timeout)
-
-    def receive(self, timeout: float | None, /) -> bytes:
-        """As of ``Stream``."""
-        self._flush()
-        return self._stream.receive(timeout)
-
-
 def _read(text: str) -> bytes:
     """The payload that an argument stands for, checked."""
     # An argument need not be UTF-8: fsencode gives back the bytes that were typed.
     # One byte too many of stdin is enough to know that it is too long.
     payload = (
-        _standard(sys.stdin, "input").read(MAX_PAYLOAD + 1) if text == "-" else os.fsencode(text)
+        standard(sys.stdin, "input").read(MAX_PAYLOAD + 1) if text == "-" else os.fsencode(text)
     )
     encode_request(payload)
     return payload
-
-
-def _standard(stream: TextIO | None, name: str) -> BinaryIO:
-    """The bytes of a standard stream, which whoever started the command may have closed."""
-    if stream is None:
-        raise CommandError(f"standard {name} is closed", EXIT_FAILED)
-    return stream.buffer
-
-
-class _Output:
-    """Standard output: bytes, held back until ``flush`` or until there are many."""
-
-    # The interpreter's own buffer is small, and none at all with PYTHONUNBUFFERED.
-
-    def __init__(self, stdout: TextIO | None) -> None:
-        self._stdout = _standard(stdout, "output")
-        self.is_terminal = self._stdout.isatty()
-        self._held: list[bytes] = []
-        self._size = 0
-
-    def write(self, data: bytes) -> None:
-        """Write, at the latest when ``flush`` is called."""
-        self._held.append(data)
-        self._size += len(data)
-        if self._size >= _HELD_AT_MOST:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write what was held back."""
-        if not self._held:
-            return
-        rest = memoryview(b"".join(self._held))
-        self._held.clear()
-        self._size = 0
-        try:
-            while rest:
-                rest = rest[self._stdout.write(rest) :]
-            self._stdout.flush()
-        except OSError as error:
-            # What the interpreter holds would fail again when it exits.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stdout.fileno())
-            if isinstance(error, BrokenPipeError):  # the reader has enough, as head has
-                raise typer.Exit(EXIT_FAILED) from None
-            raise CommandError(f"cannot write a reply: {error.strerror}", EXIT_FAILED) from error
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_: object) -> None:
-        self.flush()
 
 
 # ping ------------------------------------------------------------------------------
@@ -502,7 +359,7 @@ def ping(
         raise CommandError(f"--size: a payload has 1 to {MAX_PAYLOAD} bytes", EXIT_USAGE)
     if expect not in ("reverse", "any"):
         raise CommandError(f"--expect: {expect!r} is neither reverse nor any", EXIT_USAGE)
-    output = _Output(sys.stdout)
+    output = Output(sys.stdout)
     try:
         pinging = _Pinging(options, length, output, reversing=expect == "reverse")
     except ValueError as error:
@@ -514,7 +371,7 @@ class _Pinging:
     """A run of ``nbclient ping``."""
 
     def __init__(
-        self, options: dict[str, Any], size: int, output: _Output, *, reversing: bool
+        self, options: dict[str, Any], size: int, output: Output, *, reversing: bool
     ) -> None:
         self._client = Client(**options, on_event=self._note)
         self._targets = " ".join(options["target"])

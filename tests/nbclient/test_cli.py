@@ -21,7 +21,7 @@ from typing import IO
 import pytest
 import trustme
 
-from nbclient.cli import _Lines
+from nbclient.stdio import Lines
 from nbnet import Certificate, Server
 from nbnet.notation import Target
 
@@ -264,7 +264,7 @@ def test_a_line_is_answered_before_the_next_one_comes(address: Target, unbuffere
 def test_part_of_a_line_is_not_waited_for() -> None:
     reading, writing = os.pipe()
     with os.fdopen(reading, "rb") as stdin, os.fdopen(writing, "wb", buffering=0) as other:
-        lines = _Lines(stdin)
+        lines = Lines(stdin)
         other.write(b"abc\n")
         assert lines.wait()
         at_hand = lines.at_hand()
