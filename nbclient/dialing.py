@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import select
 import selectors
@@ -77,8 +78,12 @@ def open_stream(address: Address, timeout: float | None, settings: Settings) -> 
     try:
         connected.settimeout(_left(deadline))
         secure = settings.context.wrap_socket(connected, server_hostname=settings.tls_name(address))
-    except BaseException:
+    except BaseException as error:
         connected.close()
+        if isinstance(error, ValueError) and not isinstance(error, OSError):  # no name of a host
+            raise OSError(
+                f"{settings.tls_name(address)!r} is in no certificate: {error}"
+            ) from error
         raise
     return SecureStream(secure)
 
@@ -121,8 +126,10 @@ class TimedStream:
 class PlainStream(TimedStream):
     """A socket with timeouts that the kernel keeps: one system call where others make two.
 
-    The kernel is told of a timeout only if it is not nearly the one that it has;
-    so one may come up to 2 % late.
+    The kernel is told of a timeout only if it is not nearly the one that it has:
+    so one may come up to 2 % late. Its timers get coarser the longer they run, by
+    up to an eighth more. And a signal that Python handles meanwhile, which only
+    the main thread does, begins the wait anew.
     """
 
     def __init__(self, connected: socket.socket) -> None:
@@ -130,7 +137,7 @@ class PlainStream(TimedStream):
         connected.settimeout(None)
         self._recv, self._send = connected.recv, connected.send
         # The timeouts that the kernel may go on with: from here to there.
-        self._to_send = self._to_receive = (1.0, 0.0)
+        self._to_send = self._to_receive = (math.inf, math.inf)
         poller = select.poll()
         poller.register(connected, select.POLLIN)
         self._poll = poller.poll
@@ -138,7 +145,7 @@ class PlainStream(TimedStream):
     def send(self, data: bytes | memoryview, timeout: float | None, /) -> int:
         """As of ``Stream``."""
         low, high = self._to_send
-        if timeout is None or not low <= timeout <= high:
+        if not low <= (math.inf if timeout is None else timeout) <= high:
             self._to_send = self._arm(socket.SO_SNDTIMEO, timeout)
         try:
             return self._send(data)
@@ -148,7 +155,7 @@ class PlainStream(TimedStream):
     def receive(self, timeout: float | None, /) -> bytes:
         """As of ``Stream``."""
         low, high = self._to_receive
-        if timeout is None or not low <= timeout <= high:
+        if not low <= (math.inf if timeout is None else timeout) <= high:
             self._to_receive = self._arm(socket.SO_RCVTIMEO, timeout)
         try:
             return self._recv(READ_SIZE)
@@ -166,23 +173,31 @@ class PlainStream(TimedStream):
         self._socket.setsockopt(
             socket.SOL_SOCKET, option, struct.pack("@ll", whole, min(part, 999_999))
         )
-        return (1.0, 0.0) if timeout is None else (seconds / 1.02, seconds)
+        return (math.inf, math.inf) if timeout is None else (seconds / 1.02, seconds)
 
 
 class SecureStream(TimedStream):
     """A socket that speaks TLS."""
 
     _socket: ssl.SSLSocket
+    _held = b""  # what was read in order to see whether there is anything
+
+    def receive(self, timeout: float | None, /) -> bytes:
+        """As of ``Stream``."""
+        held, self._held = self._held, b""
+        return held or super().receive(timeout)
 
     def readable(self) -> bool:
         """As of ``Stream``. What TLS sends of its own accord does not count."""
-        if not self._socket.pending() and not super().readable():
+        if self._held or self._socket.pending():
+            return True
+        if not super().readable():
             return False
         import ssl
 
         self._socket.settimeout(0)
         try:
-            self._socket.recv(1)  # whose connection has one, it is to be dropped
+            self._held = self._socket.recv(READ_SIZE)
         except ssl.SSLWantReadError:
             return False
         except OSError:
@@ -236,10 +251,10 @@ def _race(addresses: Sequence[SocketAddress], deadline: float | None) -> socket.
             next_at = time.monotonic()
             while left or selector.get_map():
                 if left and (time.monotonic() >= next_at or not selector.get_map()):
-                    _start(left.pop(), selector, errors)
-                    next_at = time.monotonic() + NEXT_AFTER
-                if not selector.get_map():
-                    continue
+                    started = _start(left.pop(), selector, errors)
+                    next_at = time.monotonic() + NEXT_AFTER if started else 0.0
+                    if not started:
+                        continue
                 waits = [_left(deadline), max(0.0, next_at - time.monotonic()) if left else None]
                 ready = selector.select(min((w for w in waits if w is not None), default=None))
                 for key, _ in ready:
@@ -263,12 +278,12 @@ def _race(addresses: Sequence[SocketAddress], deadline: float | None) -> socket.
     raise errors[0] from ExceptionGroup("no address could be reached", errors)
 
 
-def _start(address: SocketAddress, selector: selectors.BaseSelector, errors: list[OSError]) -> None:
+def _start(address: SocketAddress, selector: selectors.BaseSelector, errors: list[OSError]) -> bool:
     try:
         connecting = _make_socket(address.family)
     except OSError as error:  # a family that this machine does not have
         errors.append(error)
-        return
+        return False
     connecting.setblocking(False)
     try:
         connecting.connect(address.sockaddr)
@@ -277,8 +292,9 @@ def _start(address: SocketAddress, selector: selectors.BaseSelector, errors: lis
     except OSError as error:
         errors.append(error)
         connecting.close()
-        return
+        return False
     selector.register(connecting, selectors.EVENT_WRITE)
+    return True
 
 
 def _finish(connecting: socket.socket) -> None:

@@ -36,6 +36,7 @@ from nbclient.errors import (
     RemoteProtocolError,
 )
 from nbnet.framing import (
+    HEADER_SIZE,
     HEADERS,
     MAX_PAYLOAD,
     TABLE_SIZE,
@@ -91,6 +92,26 @@ def encode_requests(payloads: Sequence[bytes]) -> bytes:
     except (TypeError, ValueError):
         pass
     return b"".join(map(encode_request, payloads))
+
+
+_REPLIES: Final = FrameDecoder(min_payload=0).alone
+
+
+def sole_reply(data: bytes) -> bytes | None:
+    """The reply in bytes that are one short reply, whole and alone; None for all else.
+
+    What a server sends that was asked once looks like this nearly always. For
+    whoever has one request outstanding, and nothing of its reply yet.
+
+    >>> sole_reply(b"00003cba"), sole_reply(b"00003cb")
+    (b'cba', None)
+    """
+    try:
+        if _REPLIES[len(data) - HEADER_SIZE] == data[:HEADER_SIZE]:
+            return data[HEADER_SIZE:]
+    except IndexError:  # longer than the table
+        pass
+    return None
 
 
 def _unfit(payload: bytes) -> Exception:
@@ -153,20 +174,6 @@ class Ledger:
         self.in_flight += size
         self._batches.append((count, size))
 
-    def receive_one(self, data: bytes) -> bytes | None:
-        """``receive`` for the one short reply that is due and nothing else.
-
-        None: it is something else and nothing has been done.
-        """
-        try:
-            if self.outstanding != 1 or self._decoder.alone[len(data) - 5] != data[:5]:
-                return None
-        except IndexError:  # longer than the table
-            return None
-        self.outstanding = self.in_flight = 0
-        self._batches.clear()
-        return data[5:]
-
     def receive(self, data: bytes) -> list[bytes]:
         """Take the next bytes of the stream; give the replies now complete, in order.
 
@@ -189,7 +196,6 @@ class Ledger:
     def poison(self, fault: NbclientError) -> None:
         """Let nothing more happen; an earlier fault stays the one that is told."""
         self.fault = self.fault or fault
-        self._decoder.alone = ()  # nor does receive_one find anything
 
     def failure(self, *, maybe_executed: bool) -> NbclientError:
         """An error of one's own that tells of the fault."""

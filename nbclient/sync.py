@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Final, Self, TypeAlias
 from nbclient.dialing import Stream, open_stream
 from nbclient.errors import ClosedError, NbclientError, RequestTimeout
 from nbclient.events import Event, Hook
-from nbclient.exchange import Ledger, Pipeline, encode_request, encode_requests
+from nbclient.exchange import Ledger, Pipeline, encode_request, encode_requests, sole_reply
 from nbclient.servers import Attempts, Server, Servers
 from nbclient.settings import (
     DEFAULT_TARGET,
@@ -44,14 +44,12 @@ from nbclient.settings import (
     lost,
     reasons_of,
 )
-from nbnet.framing import HEADER_SIZE, FrameDecoder
+from nbnet.framing import HEADER_SIZE
 from nbnet.notation import Address
 
 if TYPE_CHECKING:
     import ssl
 
-ALONE: Final = FrameDecoder(min_payload=0).alone
-"""The headers of short replies by length: see ``FrameDecoder``."""
 WORTH_WAITING: Final = 0.001
 """Seconds; the kernel cannot wait for much less."""
 
@@ -558,12 +556,9 @@ class _Connection:
             while sent < size:
                 sent += stream.send(frame[sent:] if sent else frame, _left(deadline))
             data = stream.receive(_left(deadline))
-            # Nearly always it is the reply, whole and alone.
-            try:
-                if ALONE[len(data) - HEADER_SIZE] == data[:HEADER_SIZE]:
-                    return data[HEADER_SIZE:]
-            except IndexError:  # longer than the table
-                pass
+            reply = sole_reply(data)
+            if reply is not None:
+                return reply
             ledger = Ledger(self.peer)
             ledger.sent(1, size)
             while not (replies := ledger.receive(data)) and ledger.fault is None:

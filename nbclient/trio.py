@@ -516,6 +516,10 @@ async def open_stream(address: Address, settings: Settings) -> trio.abc.Stream:
         await trio.aclose_forcefully(stream)
         if isinstance(error, trio.BrokenResourceError):
             raise OSError(reasons_of(error.__cause__ or error)) from error
+        if isinstance(error, ValueError):  # no name of a host
+            raise OSError(
+                f"{settings.tls_name(address)!r} is in no certificate: {error}"
+            ) from error
         raise
     return secure
 

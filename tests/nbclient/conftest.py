@@ -9,13 +9,21 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
+from support.fronts import Open, open_blocking
 
+from nbclient import AsyncClient
 from nbnet.notation import Target
 
 Step = tuple[str, bytes]
 Script = list[Step]
 
 PATIENCE = 5.0  # seconds before a script that gets nowhere fails
+
+
+@pytest.fixture(params=["sync", "trio"])
+def connect(request: pytest.FixtureRequest) -> Open:
+    """Opens a client of the front under test; takes what its constructor takes."""
+    return AsyncClient if request.param == "trio" else open_blocking
 
 
 @pytest.fixture

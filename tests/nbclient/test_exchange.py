@@ -1,221 +1,602 @@
+"""The rules of the exchange, one by one, then against whatever order of events.
+
+Here a server echoes, so that a request and the reply to it are told by the same number.
+"""
+
 from __future__ import annotations
 
-import contextlib
 import itertools
+import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from nbclient.errors import ClosedError, ConnectionLost, NbclientError, ProtocolError
-from nbclient.exchange import WINDOW, Exchange, encode_request
-from nbnet.framing import encode_frame
+from nbclient.errors import (
+    ClosedError,
+    ConnectionLost,
+    LocalProtocolError,
+    NbclientError,
+    ProtocolError,
+    RemoteProtocolError,
+)
+from nbclient.exchange import (
+    WINDOW,
+    Exchange,
+    Ledger,
+    Pipeline,
+    Request,
+    encode_request,
+    encode_requests,
+    sole_reply,
+)
+from nbnet.framing import HEADER_SIZE, TABLE_SIZE, encode_frame
+
+PEER = "127.0.0.1:6789"
+LARGEST = b"x" * 99_999
 
 
-def replies(exchange: Exchange) -> list[bytes]:
-    """What can be had now."""
-    return list(iter(exchange.next_reply, None))
+def waiting_for(count: int) -> Ledger:
+    """A ledger with so many requests of one byte outstanding, sent one by one."""
+    ledger = Ledger(PEER)
+    for _ in range(count):
+        ledger.sent(1, 6)
+    return ledger
 
 
-def asked(*payloads: bytes) -> Exchange:
-    """An exchange whose requests were sent."""
-    exchange = Exchange()
-    exchange.fill(iter(payloads))
+def request(payload: bytes, deadline: float = math.inf) -> Request:
+    return Request(encode_request(payload), deadline)
+
+
+def shared(*payloads: bytes) -> tuple[Exchange, list[Request]]:
+    """An exchange whose requests were sent, and these."""
+    exchange = Exchange(PEER)
+    requests = [request(payload) for payload in payloads]
+    for each in requests:
+        exchange.add(each)
+    exchange.take()
     assert exchange.outstanding == len(payloads)
-    return exchange
+    return exchange, requests
+
+
+# Frames ------------------------------------------------------------------------
+
+
+class Text(bytes):
+    """Bytes of a class of their own."""
+
+
+@pytest.mark.parametrize("payload", [b"a", b"x" * (TABLE_SIZE - 1), b"x" * TABLE_SIZE, LARGEST])
+def test_a_payload_becomes_a_frame(payload: bytes) -> None:
+    frame = b"%05d" % len(payload) + payload
+    assert encode_request(payload) == encode_requests([payload]) == frame
+    assert encode_request(Text(payload)) == encode_requests([Text(payload)]) == frame
+
+
+def test_payloads_become_frames_in_their_order() -> None:
+    assert encode_requests([b"abc", b"d", LARGEST]) == b"00003abc00001d99999" + LARGEST
+
+
+ENCODERS: list[Callable[[Any], bytes]] = [
+    encode_request,
+    lambda payload: encode_requests([payload]),
+    lambda payload: encode_requests([b"a", payload, b"b"]),
+]
+
+
+@pytest.mark.parametrize("encode", ENCODERS)
+@pytest.mark.parametrize(
+    ("payload", "message"),
+    [(b"", "is empty: it may have 1 to 99999"), (LARGEST + b"x", "has 100000 bytes: it may have")],
+)
+def test_an_unfit_payload_is_refused(
+    encode: Callable[[Any], bytes], payload: bytes, message: str
+) -> None:
+    with pytest.raises(LocalProtocolError, match=message) as caught:
+        encode(payload)
+    assert not caught.value.maybe_executed
+
+
+@pytest.mark.parametrize("encode", ENCODERS)
+@pytest.mark.parametrize("payload", ["abc", "", bytearray(b"abc"), memoryview(b"abc"), 3, 0, None])
+def test_a_payload_that_is_no_bytes_is_a_mistake(
+    encode: Callable[[Any], bytes], payload: object
+) -> None:
+    with pytest.raises(TypeError, match=f"^a payload is bytes, not {type(payload).__name__}$"):
+        encode(payload)
+
+
+# The ledger --------------------------------------------------------------------
 
 
 def test_a_request_and_its_reply() -> None:
-    exchange = Exchange()
-    exchange.add(b"abc")
-    assert exchange.take() == b"00003abc"
-    assert exchange.outstanding == 1
-    assert not exchange.idle
-    exchange.receive(b"00003cba")
-    assert exchange.outstanding == 0
-    assert exchange.next_reply() == b"cba"
-    assert exchange.next_reply() is None
-    assert exchange.idle
+    ledger = Ledger(PEER)
+    assert ledger.idle
+    ledger.sent(1, 8)
+    assert (ledger.outstanding, ledger.in_flight, ledger.idle) == (1, 8, False)
+    assert ledger.receive(b"00003cb") == []
+    assert ledger.receive(b"a") == [b"cba"]
+    assert (ledger.outstanding, ledger.in_flight, ledger.idle) == (0, 0, True)
 
 
 def test_replies_may_be_empty_and_largest() -> None:
-    exchange = asked(b"a", b"b")
-    exchange.receive(b"00000" + encode_frame(b"x" * 99_999))
-    assert replies(exchange) == [b"", b"x" * 99_999]
+    assert waiting_for(2).receive(b"00000" + encode_frame(LARGEST)) == [b"", LARGEST]
 
 
-@pytest.mark.parametrize("payload", [b"", b"x" * 100_000])
-def test_an_unfit_payload_is_refused_and_leaves_no_trace(payload: bytes) -> None:
-    exchange = Exchange()
-    with pytest.raises(ValueError, match="99999"):
-        exchange.add(payload)
-    assert exchange.idle
-    assert exchange.take() == b""
+def test_the_bytes_of_a_batch_count_until_all_of_it_is_answered() -> None:
+    ledger = Ledger(PEER)
+    ledger.sent(2, 12)
+    ledger.sent(3, 30)
+    in_flight = []
+    for _ in range(5):
+        ledger.receive(b"00000")
+        in_flight.append(ledger.in_flight)
+    assert in_flight == [42, 30, 30, 30, 0]
 
 
-def test_a_payload_that_is_no_bytes_is_refused() -> None:
-    with pytest.raises(TypeError, match="a payload is bytes, not str"):
-        Exchange().add("abc")  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="a payload is bytes, not int"):
-        Exchange().fill(iter(b"abc"))  # type: ignore[arg-type]
+def test_replies_may_end_several_batches_at_once() -> None:
+    ledger = Ledger(PEER)
+    for count in (2, 1, 3):
+        ledger.sent(count, 10 * count)
+    ledger.receive(b"00000" * 4)
+    assert (ledger.outstanding, ledger.in_flight) == (2, 30)
+    ledger.receive(b"00000" * 2)
+    assert ledger.idle
 
 
-# Faults ------------------------------------------------------------------------
+@pytest.mark.parametrize("rest", [b"\r\n", b"\r\n\r\n", b"\r"])
+@pytest.mark.parametrize("cut", [False, True], ids=["with the reply", "later"])
+def test_line_ends_behind_a_reply_are_skipped(rest: bytes, *, cut: bool) -> None:
+    ledger = waiting_for(1)
+    replies = ledger.receive(b"00001a") + ledger.receive(rest) if cut else None
+    assert (replies or ledger.receive(b"00001a" + rest)) == [b"a"]
+    assert ledger.fault is None
+    # With half a line end there, the other half is due.
+    assert ledger.idle == rest.endswith(b"\n")
+    ledger.sent(1, 6)
+    assert ledger.receive(b"\n00001b" if rest == b"\r" else b"00001b") == [b"b"]
+    assert ledger.idle
+
 
 FAULTS = [
-    pytest.param([b"00001a00001b00001c"], ProtocolError, "nobody asked for", id="a reply too many"),
-    pytest.param([b"00001a00001b", b"0"], ProtocolError, "nobody asked for", id="a byte too many"),
-    pytest.param([b"00001a00001bx"], ProtocolError, "nobody asked for", id="junk behind"),
-    pytest.param([b"00001a00001b\rx"], ProtocolError, "nobody asked for", id="CR and junk behind"),
-    pytest.param(
-        [b"00001a00001b\r\n", b"\r", b"x"], ProtocolError, "nobody asked for", id="CR LF and junk"
-    ),
-    pytest.param(
-        [b"00001a00001b", b""], ConnectionLost, "closed the connection$", id="the end, in step"
-    ),
+    pytest.param([b"00001a00001b00001c"], "nobody asked for$", True, id="a reply too many"),
+    pytest.param([b"00001a00001b", b"0"], "nobody asked for$", True, id="a byte too many"),
+    pytest.param([b"00001a00001b00001"], "nobody asked for$", True, id="a header too many"),
+    pytest.param([b"00001a00001bx"], "nobody asked for$", True, id="junk behind"),
+    pytest.param([b"00001a00001b\rx"], "nobody asked for$", True, id="CR and junk behind"),
+    pytest.param([b"00001a00001b\r\n", b"\r", b"x"], "nobody asked for$", True, id="CR LF and x"),
+    pytest.param([b"00001a00001b", b""], "6789 closed the connection$", False, id="the end"),
+    pytest.param([b"00001a00001b\r", b""], "closed the connection$", False, id="CR, the end"),
     pytest.param(
         [b"00001a0001x"],
-        ProtocolError,
-        "a digit of a length, got b'x' at byte 10",
+        "broke the protocol: expected a digit of a length, got b'x' at byte 10$",
+        False,
         id="a bad header",
     ),
-    pytest.param([b"00001a", b""], ConnectionLost, "with a reply outstanding$", id="the end"),
+    pytest.param(
+        [b"00001a", b""], "with a reply outstanding$", False, id="the end with one outstanding"
+    ),
+    pytest.param([b""], "with 2 replies outstanding$", False, id="the end with two outstanding"),
     pytest.param(
         [b"00001a00003xy", b""],
-        ConnectionLost,
         "with a reply outstanding, 7 bytes into the next$",
+        False,
         id="the end in a reply",
     ),
 ]
 
 
-@pytest.mark.parametrize(("reads", "kind", "message"), FAULTS)
+@pytest.mark.parametrize(("reads", "message", "out_of_step"), FAULTS)
 @pytest.mark.parametrize("cut", [False, True], ids=["as it is", "byte by byte"])
 def test_a_fault_follows_the_replies_and_stays(
-    reads: list[bytes], kind: type[NbclientError], message: str, *, cut: bool
+    reads: list[bytes], message: str, *, out_of_step: bool, cut: bool
 ) -> None:
-    exchange = asked(b"a", b"b")
+    ledger = waiting_for(2)
     stream = b"".join(reads)
     if cut:
         reads = [stream[i : i + 1] for i in range(len(stream))] + [b""] * (b"" in reads)
-    with contextlib.suppress(kind):  # cut up, the fault may come before the last byte
-        for data in reads:
-            exchange.receive(data)
-    whole = [b"a", b"b"] if stream.startswith(b"00001a00001b") else [b"a"]
-    assert [exchange.next_reply() for _ in whole] == whole
-    assert not exchange.idle
-    for use in (
-        exchange.next_reply,
-        exchange.check,
-        exchange.take,
-        lambda: exchange.add(b"c"),
-        lambda: exchange.fill(iter([b"c"])),
-        lambda: exchange.receive(b"00001c"),
-        lambda: exchange.receive(b""),
-    ):
-        with pytest.raises(kind, match=message):
-            use()
-
-
-def test_the_end_with_several_outstanding_counts_them() -> None:
-    exchange = asked(b"a", b"b", b"c")
-    exchange.receive(b"")
-    with pytest.raises(ConnectionLost, match="with 3 replies outstanding"):
-        exchange.check()
-
-
-def test_a_broken_header_is_the_cause() -> None:
-    exchange = asked(b"a")
-    exchange.receive(b"x")
-    with pytest.raises(ProtocolError) as caught:
-        exchange.check()
-    assert isinstance(caught.value.__cause__, ValueError)
+    replies = list(itertools.chain.from_iterable(map(ledger.receive, reads)))
+    assert replies == [b"a", b"b"][: stream.count(b"00001", 0, 12)]
+    fault = ledger.fault
+    assert isinstance(fault, ConnectionLost if b"" in reads else RemoteProtocolError)
+    assert fault.peer == PEER
+    assert ledger.out_of_step == out_of_step
+    assert not ledger.idle
+    for data in (b"00001c", b"x", b""):
+        assert ledger.receive(data) == []
+    assert ledger.fault is fault
+    with pytest.raises(type(fault), match=message):
+        raise ledger.failure(maybe_executed=False)
 
 
 def test_a_reply_before_any_request_was_sent_is_a_fault() -> None:
-    exchange = Exchange()
-    exchange.add(b"abc")
-    exchange.receive(b"00003cba")
-    with pytest.raises(ProtocolError):
-        exchange.next_reply()
+    ledger = Ledger(PEER)
+    assert ledger.receive(b"00003cba") == []
+    assert ledger.out_of_step
 
 
-@pytest.mark.parametrize("rest", [b"\r\n", b"\r", b"\r\n\r\n"])
-def test_line_ends_behind_a_reply_are_skipped(rest: bytes) -> None:
-    exchange = asked(b"a")
-    exchange.receive(b"00001a" + rest)
-    assert exchange.next_reply() == b"a"
-    assert exchange.idle
+def test_poison_keeps_the_first_fault_and_lets_nothing_through() -> None:
+    ledger = waiting_for(2)
+    first = ClosedError("first")
+    ledger.receive(b"00001a")
+    ledger.poison(first)
+    ledger.poison(ClosedError("second"))
+    assert ledger.receive(b"00001b") == []
+    assert ledger.fault is first
 
 
-def test_poison_keeps_the_first_fault_and_gives_nothing_more() -> None:
-    exchange = asked(b"a", b"b")
-    exchange.receive(b"00001a")
-    exchange.poison(ClosedError("first"))
-    exchange.poison(ClosedError("second"))
-    with pytest.raises(ClosedError, match="first"):
-        exchange.next_reply()
+def test_a_failure_is_an_error_of_ones_own() -> None:
+    ledger = waiting_for(1)
+    ledger.receive(b"x")
+    sure, unsure = ledger.failure(maybe_executed=False), ledger.failure(maybe_executed=True)
+    for error, maybe_executed, stage in ((sure, False, "sending"), (unsure, True, "receiving")):
+        assert isinstance(error, ProtocolError)
+        assert error.maybe_executed == maybe_executed
+        assert error.stage == stage
+        assert error.peer == PEER
+        assert isinstance(error.__cause__, ValueError)  # what the decoder said
+    assert sure is not unsure
+    assert ledger.fault is not sure
+    assert ledger.fault is not None
+    assert not ledger.fault.maybe_executed
 
 
-# The window ----------------------------------------------------------------------
+def test_a_failure_keeps_what_the_fault_says_of_itself() -> None:
+    ledger = waiting_for(1)
+    fault = ConnectionLost("gone", stage="sending")
+    fault.__cause__ = OSError("broken pipe")
+    ledger.poison(fault)
+    error = ledger.failure(maybe_executed=True)
+    assert (error.stage, error.peer, error.maybe_executed) == ("sending", PEER, True)
+    assert error.__cause__ is fault.__cause__
 
 
-def test_filling_stops_at_the_window_and_goes_on_behind_the_replies() -> None:
-    exchange = Exchange(window=20)
-    payloads = (b"%d" % n for n in itertools.count())  # 6 bytes a frame, without end
-    assert exchange.fill(payloads) == b"000010000011000012"
-    assert exchange.outstanding == 3
-    assert exchange.fill(payloads) == b""
-    exchange.receive(b"000010")
-    # The payload that did not fit was kept.
-    assert exchange.fill(payloads) == b"000013"
-    exchange.receive(b"000011000012000013")
-    assert exchange.fill(payloads) == b"000014000015000016"
+# One short reply ---------------------------------------------------------------
 
 
-def test_a_frame_over_the_window_goes_alone() -> None:
-    large = b"x" * 99_999
-    payloads = iter([b"a", large, b"b"])
-    exchange = Exchange()
-    assert exchange.fill(payloads) == b"00001a"
-    exchange.receive(b"00001a")
-    assert exchange.fill(payloads) == encode_frame(large)
-    assert not exchange.room
-    exchange.receive(encode_frame(large))
-    assert exchange.fill(payloads) == b"00001b"
+@pytest.mark.parametrize("payload", [b"", b"a", b"x" * (TABLE_SIZE - 1)])
+def test_one_short_reply_is_taken_without_decoding(payload: bytes) -> None:
+    assert sole_reply(encode_frame(payload)) == payload
+
+
+@pytest.mark.parametrize("size", range(5))
+def test_less_than_a_header_is_no_reply(size: int) -> None:
+    for data in (b"00000"[:size], b"04095"[:size]):  # the last are those of the table's end
+        assert sole_reply(data) is None
 
 
 @given(
-    st.lists(st.integers(1, 99_999) | st.integers(1, 40), max_size=30),
-    st.integers(1, 2 * WINDOW) | st.integers(1, 100),
-    st.data(),
+    st.sampled_from([b"00000", b"00001a", b"00001ab", b"00002a", b"00001a00001b", b"+0001a", b"1"])
+    | st.binary(max_size=8)
+    | st.just(encode_frame(b"x" * TABLE_SIZE))
 )
-def test_the_window_is_kept_whatever_the_sizes(
-    sizes: list[int], window: int, data: st.DataObject
-) -> None:
-    exchange = Exchange(window)
-    payloads = iter([bytes(size) for size in sizes])
-    flying: list[int] = []  # bytes of the frames not answered
-    sent = 0
-    while True:
-        taken = len(exchange.fill(payloads))
-        new = sizes[sent : exchange.outstanding - len(flying) + sent]
-        assert taken == sum(new) + 5 * len(new)
-        sent += len(new)
-        flying += [size + 5 for size in new]
-        assert sum(flying) <= window or len(flying) == 1
-        if not flying:
-            break
-        answered = data.draw(st.integers(1, len(flying)))
-        exchange.receive(b"00000" * answered)
-        del flying[:answered]
-        assert len(replies(exchange)) == answered
-    assert sent == len(sizes)
+def test_a_sole_reply_is_what_decoding_gives(data: bytes) -> None:
+    reply = sole_reply(data)
+    ledger = waiting_for(1)
+    replies = ledger.receive(data)
+    whole_and_alone = ledger.fault is None and ledger.idle and len(data) < HEADER_SIZE + TABLE_SIZE
+    assert reply == (replies[0] if whole_and_alone else None)
+
+
+# Requests of many callers ------------------------------------------------------
+
+
+def test_requests_go_out_together_and_replies_find_them() -> None:
+    exchange = Exchange(PEER)
+    first, second = request(b"a"), request(b"bc")
+    exchange.add(first)
+    exchange.add(second)
+    assert exchange.sendable
+    assert not exchange.idle
+    assert (exchange.load, exchange.wanted, exchange.outstanding) == (2, 2, 0)
+    assert exchange.take() == b"00001a00002bc"
+    assert exchange.take() == b""
+    assert not exchange.sendable
+    assert exchange.outstanding == 2
+    assert exchange.complete(b"00001A0") == [first]
+    assert (exchange.load, exchange.wanted) == (1, 1)
+    assert exchange.complete(b"0002BC") == [second]
+    assert (first.reply, second.reply) == (b"A", b"BC")
     assert exchange.idle
 
 
-# Properties ------------------------------------------------------------------------
+def test_an_abandoned_request_that_was_not_sent_leaves_no_trace() -> None:
+    exchange = Exchange(PEER)
+    first, second = request(b"a"), request(b"b")
+    exchange.add(first)
+    exchange.add(second)
+    exchange.abandon(first)
+    assert (exchange.load, exchange.wanted) == (1, 1)
+    assert exchange.take() == b"00001b"
+    exchange.complete(b"00001B")
+    assert (first.reply, second.reply) == (None, b"B")
+    assert exchange.idle
+
+
+def test_the_reply_to_an_abandoned_request_is_dropped() -> None:
+    exchange, (first, second, third) = shared(b"a", b"b", b"c")
+    exchange.abandon(second)
+    assert (exchange.load, exchange.wanted, exchange.outstanding) == (3, 2, 3)
+    assert exchange.complete(b"00001A00001B00001C") == [first, third]
+    assert (first.reply, second.reply, third.reply) == (b"A", None, b"C")
+    assert (exchange.load, exchange.wanted) == (0, 0)
+    assert exchange.idle
+
+
+def test_with_all_abandoned_their_replies_are_still_due() -> None:
+    exchange, requests = shared(b"a", b"b")
+    for each in requests:
+        exchange.abandon(each)
+    assert exchange.wanted == 0
+    assert not exchange.idle
+    assert exchange.complete(b"00001A") == []
+    assert not exchange.idle
+    assert exchange.complete(b"00001B") == []
+    assert exchange.idle
+
+
+def test_to_abandon_what_has_ended_does_nothing() -> None:
+    exchange, (answered, given_up, failed) = shared(b"a", b"b", b"c")
+    exchange.complete(b"00001A")
+    for _ in range(2):
+        exchange.abandon(answered)
+        exchange.abandon(given_up)
+    assert (exchange.load, exchange.wanted) == (2, 1)
+    exchange.poison(ClosedError("closed"))
+    assert exchange.fail() == [failed]
+    for each in (answered, given_up, failed):
+        exchange.abandon(each)
+    assert (exchange.load, exchange.wanted) == (0, 0)
+    assert not answered.abandoned
+    assert not failed.abandoned
+
+
+def test_the_window_holds_back_what_is_too_much() -> None:
+    exchange = Exchange(PEER, window=20)
+    for number in range(6):  # 6 bytes a frame
+        exchange.add(request(b"%d" % number))
+    assert exchange.take() == b"000010000011000012"
+    assert not exchange.sendable
+    assert exchange.take() == b""
+    exchange.complete(b"0000100000110")
+    # What went together counts together.
+    assert not exchange.sendable
+    exchange.complete(b"00012")
+    assert exchange.sendable
+    assert exchange.take() == b"000013000014000015"
+
+
+def test_what_was_abandoned_before_it_was_sent_makes_room_in_the_window() -> None:
+    exchange = Exchange(PEER, window=12)
+    requests = [request(b"%d" % number) for number in range(3)]
+    for each in requests:
+        exchange.add(each)
+    exchange.abandon(requests[0])
+    assert exchange.take() == b"000011000012"
+
+
+def test_a_frame_over_the_window_goes_alone() -> None:
+    exchange = Exchange(PEER)
+    for payload in (b"a", LARGEST, b"b"):
+        exchange.add(request(payload))
+    assert exchange.take() == b"00001a"
+    assert not exchange.sendable
+    exchange.complete(b"00001A")
+    assert exchange.sendable
+    assert exchange.take() == encode_frame(LARGEST)
+    assert not exchange.sendable
+    assert exchange.take() == b""
+    exchange.complete(b"00000")
+    assert exchange.take() == b"00001b"
+
+
+def test_a_fault_ends_all_requests_each_with_an_error_of_its_own() -> None:
+    exchange, (answered, given_up, sent) = shared(b"a", b"b", b"c")
+    unsent, dropped = request(b"d"), request(b"e")
+    exchange.add(unsent)
+    exchange.add(dropped)
+    exchange.abandon(given_up)
+    exchange.abandon(dropped)
+    assert exchange.complete(b"00001A") == [answered]
+    assert exchange.complete(b"") == []
+    assert exchange.fail() == [sent, unsent]
+    assert sent.error is not unsent.error
+    assert isinstance(sent.error, ConnectionLost)
+    assert isinstance(unsent.error, ConnectionLost)
+    assert (sent.error.maybe_executed, sent.error.stage) == (True, "receiving")
+    assert (unsent.error.maybe_executed, unsent.error.stage) == (False, "sending")
+    assert (answered.error, given_up.error, dropped.error) == (None, None, None)
+    assert (exchange.load, exchange.wanted) == (0, 0)
+    assert exchange.take() == b""
+    assert exchange.fail() == []
+    assert not exchange.idle
+
+
+def test_replies_before_a_broken_header_count() -> None:
+    exchange, (first, second) = shared(b"a", b"b")
+    assert exchange.complete(b"00001Ax") == [first]
+    assert exchange.fail() == [second]
+    assert isinstance(second.error, RemoteProtocolError)
+
+
+@pytest.mark.parametrize("behind", [b"00001C", b"0", b"x", b"\rx"])
+def test_replies_that_come_with_one_too_many_are_not_believed(behind: bytes) -> None:
+    exchange, requests = shared(b"a", b"b")
+    assert exchange.complete(b"00001A00001B" + behind) == []
+    assert exchange.complete(b"00001D") == []
+    assert exchange.fail() == requests
+    for each in requests:
+        assert each.reply is None
+        assert isinstance(each.error, RemoteProtocolError)
+        assert each.error.maybe_executed
+
+
+def test_what_has_expired_is_abandoned_and_others_go_on() -> None:
+    exchange = Exchange(PEER, window=12)  # two of them
+    sent, patient, unsent, later = (request(b"%d" % n, d) for n, d in enumerate([2, 9, 1, 3]))
+    for each in (sent, patient, unsent, later):
+        exchange.add(each)
+    exchange.take()
+    assert exchange.expire(0.5) == []
+    assert exchange.expire(2.0) == [sent, unsent]  # a deadline is when it has to be there
+    assert exchange.expire(2.0) == []
+    assert (exchange.load, exchange.wanted) == (3, 2)
+    assert exchange.complete(b"00001000001B") == [patient]
+    assert exchange.take() == b"000013"
+    assert exchange.complete(b"00001C") == [later]
+
+
+def test_the_next_deadline_is_the_earliest_of_those_waited_for() -> None:
+    exchange = Exchange(PEER)
+    assert exchange.next_deadline() == math.inf
+    requests = [request(b"%d" % deadline, deadline) for deadline in (5, 7, 3, 4)]
+    seen = []
+    for each in requests:
+        exchange.add(each)
+        seen.append(exchange.next_deadline())
+    assert seen == [5, 5, 3, 3]
+    exchange.take()
+    exchange.abandon(requests[2])
+    assert exchange.next_deadline() == 4
+    exchange.complete(b"00000" * 4)
+    assert exchange.next_deadline() == math.inf
+    for deadline in (6, 8):  # in order again
+        exchange.add(request(b"x", deadline))
+        assert exchange.next_deadline() == 6
+
+
+def test_the_first_who_waits_is_found_whether_it_was_sent_or_not() -> None:
+    exchange, (first, second) = shared(b"a", b"b")
+    third = request(b"c")
+    exchange.add(third)
+    assert exchange.waiting() is None
+    third.waiter = "somebody"
+    assert exchange.waiting() is third
+    second.waiter = "somebody else"
+    assert exchange.waiting() is second
+    exchange.complete(b"00001A00001B")
+    assert first.reply == b"A"
+    assert exchange.waiting() is third
+
+
+# Requests of one caller that sends ahead ---------------------------------------
+
+
+def answered(pipeline: Pipeline, count: int) -> None:
+    assert pipeline.receive(b"00000" * count) == [b""] * count
+
+
+def test_more_is_wanted_as_long_as_payloads_come_at_once() -> None:
+    pipeline = Pipeline(PEER, window=100)
+    wanted = []
+    for _ in range(9):
+        wanted.append(pipeline.wanted)
+        pipeline.add([b"a"] * pipeline.wanted, 0.0)
+        assert pipeline.wanted == 0  # before those are sent
+        pipeline.take()
+        answered(pipeline, wanted[-1])
+    assert wanted == [1, 2, 4, 8, 16, 32, 64, 100, 100]
+
+
+def test_payloads_that_come_slowly_are_wanted_one_by_one() -> None:
+    pipeline = Pipeline(PEER, window=100)
+    for seconds, wanted in ((0.0, 2), (0.0, 4), (0.002, 2), (0.01, 1), (0.5, 1), (0.0, 2)):
+        pipeline.add([b"a"] * pipeline.wanted, seconds)
+        pipeline.take()
+        answered(pipeline, pipeline.outstanding)
+        assert pipeline.wanted == wanted
+        assert pipeline.patience == seconds
+
+
+def test_no_more_are_wanted_than_the_window_has_requests() -> None:
+    pipeline = Pipeline(PEER, window=3)
+    pipeline.add([b"a"], 0.0)
+    pipeline.take()
+    assert pipeline.wanted == 2
+    pipeline.add([b"a"] * 2, 0.0)
+    pipeline.take()
+    assert pipeline.wanted == 0
+    answered(pipeline, 1)
+    assert pipeline.wanted == 1
+
+
+def test_no_more_are_wanted_than_the_window_has_bytes() -> None:
+    payload = bytes(WINDOW // 4 - 5)
+    pipeline = Pipeline(PEER, window=100)
+    for wanted in (1, 2, 1):
+        assert pipeline.wanted == wanted
+        pipeline.add([payload] * wanted, 0.0)
+        assert len(pipeline.take()) == wanted * WINDOW // 4
+    assert (pipeline.wanted, pipeline.in_flight) == (0, WINDOW)
+    answered(pipeline, 1)
+    assert pipeline.wanted == 1
+
+
+def test_payloads_longer_than_those_before_are_held_back() -> None:
+    pipeline = Pipeline(PEER, window=100)
+    pipeline.add([b"a"], 0.0)
+    pipeline.take()
+    assert pipeline.wanted == 2
+    pipeline.add([b"b", LARGEST], 0.0)
+    assert pipeline.take() == b"00001b"
+    assert (pipeline.wanted, pipeline.idle) == (0, False)
+    answered(pipeline, 2)
+    assert not pipeline.idle  # the longer one is still to be sent
+    assert pipeline.take() == encode_frame(LARGEST)
+    assert pipeline.wanted == 0
+    answered(pipeline, 1)
+    assert pipeline.wanted == 1
+    assert pipeline.idle
+
+
+@pytest.mark.parametrize("payloads", [[b""], [b"a", b""], [LARGEST + b"x"]])
+def test_an_unfit_payload_among_others_lets_none_through(payloads: list[bytes]) -> None:
+    pipeline = Pipeline(PEER, window=100)
+    with pytest.raises(LocalProtocolError):
+        pipeline.add(payloads, 1.0)
+    assert pipeline.idle
+    assert pipeline.take() == b""
+    assert (pipeline.wanted, pipeline.patience) == (1, 0.0)
+
+
+@given(
+    st.lists(st.integers(1, 99_999) | st.integers(1, 40), max_size=40),
+    st.integers(1, 50),
+    st.data(),
+)
+def test_the_windows_are_kept_whatever_the_sizes(
+    sizes: list[int], window: int, data: st.DataObject
+) -> None:
+    pipeline = Pipeline(PEER, window)
+    left = [bytes(size) for size in sizes]
+    flying: list[int] = []  # bytes of the frames not answered
+    sent = 0
+    while True:
+        wanted = pipeline.wanted
+        if left and wanted:
+            seconds = data.draw(st.sampled_from([0.0, 0.0, 0.002, 1.0]))
+            pipeline.add(left[:wanted], seconds)
+            del left[:wanted]
+        taken = len(pipeline.take())
+        new = sizes[sent : sent + pipeline.outstanding - len(flying)]
+        assert taken == sum(new) + 5 * len(new)
+        sent += len(new)
+        flying += [size + 5 for size in new]
+        assert len(flying) <= window
+        assert sum(flying) <= WINDOW or len(flying) == 1
+        if not flying:
+            break
+        count = data.draw(st.integers(1, len(flying)))
+        answered(pipeline, count)
+        del flying[:count]
+    assert sent == len(sizes)
+    assert pipeline.idle
+
+
+# Properties --------------------------------------------------------------------
 
 payload_lists = st.lists(st.binary(min_size=1, max_size=12), min_size=1, max_size=8)
 
@@ -230,97 +611,200 @@ def cut_up(stream: bytes, data: st.DataObject) -> list[bytes]:
 def test_replies_match_requests_however_the_stream_is_cut(
     payloads: list[bytes], data: st.DataObject
 ) -> None:
-    exchange = asked(*payloads)
-    expected = [payload[::-1] for payload in payloads]
-    got: list[bytes] = []
-    for piece in cut_up(b"".join(map(encode_frame, expected)), data):
-        exchange.receive(piece)
-        got += replies(exchange)
-    assert got == expected
+    exchange, requests = shared(*payloads)
+    done: list[Request] = []
+    for piece in cut_up(b"".join(map(encode_frame, payloads)), data):
+        done += exchange.complete(piece)
+    assert done == requests
+    assert [each.reply for each in requests] == payloads
     assert exchange.idle
 
 
-@given(payload_lists, st.binary(min_size=1, max_size=20), st.data())
+junk = st.binary(min_size=1, max_size=20) | st.lists(
+    st.sampled_from([b"\r", b"\n", b"\r\n", b"00000", b"00001", b"0", b"x"]), min_size=1
+).map(b"".join)
+
+
+@given(payload_lists, junk, st.data())
 def test_a_fault_is_the_same_however_the_stream_is_cut(
     payloads: list[bytes], junk: bytes, data: st.DataObject
 ) -> None:
-    def outcome(pieces: list[bytes]) -> tuple[list[bytes], str]:
-        exchange = asked(*payloads)
-        got: list[bytes] = []
-        try:
-            for piece in [*pieces, b""]:
-                exchange.receive(piece)
-                while (reply := exchange.next_reply()) is not None:
-                    got.append(reply)
-        except NbclientError as error:
-            return got, repr(error)
-        raise AssertionError("the end of the stream is a fault")
+    def outcome(pieces: list[bytes]) -> tuple[list[bytes], str, bool]:
+        ledger = waiting_for(len(payloads))
+        got = list(itertools.chain.from_iterable(map(ledger.receive, [*pieces, b""])))
+        return got, repr(ledger.fault), ledger.out_of_step
 
     good = b"".join(map(encode_frame, payloads[: data.draw(st.integers(0, len(payloads)))]))
     stream = good + junk
     assert outcome(cut_up(stream, data)) == outcome([stream])
 
 
+@given(payload_lists, junk, st.data())
+def test_behind_a_fault_each_request_has_its_reply_or_an_error(
+    payloads: list[bytes], junk: bytes, data: st.DataObject
+) -> None:
+    exchange, requests = shared(*payloads)
+    good = data.draw(st.integers(0, len(payloads)))
+    done: list[Request] = []
+    for piece in [*cut_up(b"".join(map(encode_frame, payloads[:good])) + junk, data), b""]:
+        done += exchange.complete(piece)
+    failed = exchange.fail()
+    assert done + failed == requests
+    # Junk may look like replies to those behind.
+    assert [each.reply for each in done[:good]] == payloads[: len(done[:good])]
+    assert all(each.error is not None and each.reply is None for each in failed)
+
+
+class Life:
+    """A request, and what is to come of it."""
+
+    def __init__(self, number: int, padding: int, deadline: float) -> None:
+        self.payload = b"%d." % number + bytes(padding)
+        self.request = request(self.payload, deadline)
+        self.given_up = False
+        self.ended = 0  # how many times it was told the end
+
+    @property
+    def waited_for(self) -> bool:
+        return not self.given_up and not self.ended
+
+
 class AgainstAServer(RuleBasedStateMachine):
-    """Requests, replies and reads in any order: who asked first is answered first."""
+    """Callers that come and give up, replies, reads, faults in any order.
+
+    Each who still waits gets the reply to its own request, or an error, once.
+    """
+
+    WINDOW = 40
 
     def __init__(self) -> None:
         super().__init__()
-        self.exchange = Exchange(window=40)
+        self.exchange = Exchange(PEER, window=self.WINDOW)
         self.numbers = itertools.count()
-        self.added: list[bytes] = []
-        self.sent = b""
+        self.unsent: list[Life] = []
+        self.due: list[Life] = []  # sent and not received
+        self.all: list[Life] = []
+        self.taken = b""  # for the server to read
         self.wire = b""  # answered by the server, not received yet
-        self.answered = 0
-        self.got: list[bytes] = []
+        self.faulty = False
 
-    @rule(padding=st.integers(0, 60))
-    def add(self, padding: int) -> None:
-        payload = b"%d" % next(self.numbers) + bytes(padding)
-        self.exchange.add(payload)
-        self.added.append(payload)
+    @precondition(lambda self: not self.faulty)
+    @rule(padding=st.integers(0, 60), deadline=st.integers(0, 9) | st.just(math.inf))
+    def add(self, padding: int, deadline: float) -> None:
+        life = Life(next(self.numbers), padding, deadline)
+        self.exchange.add(life.request)
+        self.unsent.append(life)
+        self.all.append(life)
 
+    @precondition(lambda self: not self.faulty)
     @rule()
     def send(self) -> None:
-        self.sent += self.exchange.take()
+        sendable = self.exchange.sendable
+        before = self.exchange.outstanding
+        data = self.exchange.take()
+        assert sendable == bool(data)
+        count = self.exchange.outstanding - before
+        sent, self.unsent = self.unsent[:count], self.unsent[count:]
+        assert data == b"".join(life.request.frame for life in sent)
+        self.due += sent
+        self.taken += data
 
-    @precondition(lambda self: self.sent_count() > self.answered)
-    @rule()
-    def answer(self) -> None:
-        self.wire += encode_frame(self.added[self.answered])
-        self.answered += 1
+    @precondition(lambda self: self.taken)
+    @rule(count=st.integers(1, 3))
+    def answer(self, count: int) -> None:
+        for _ in range(count):
+            size = 5 + int(self.taken[:5] or b"0")
+            self.wire += self.taken[:size]
+            self.taken = self.taken[size:]
 
     @precondition(lambda self: self.wire)
     @rule(data=st.data())
     def receive(self, data: st.DataObject) -> None:
         size = data.draw(st.integers(1, len(self.wire)))
-        self.exchange.receive(self.wire[:size])
+        done = self.exchange.complete(self.wire[:size])
         self.wire = self.wire[size:]
+        if self.faulty:
+            assert done == []
+            return
+        came, self.due = self.due, self.due[len(self.due) - self.exchange.outstanding :]
+        came = came[: len(came) - len(self.due)]
+        assert done == [life.request for life in came if not life.given_up]
+        for life in came:
+            self.end(life)
 
-    @rule()
-    def get(self) -> None:
-        reply = self.exchange.next_reply()
-        if reply is not None:
-            self.got.append(reply)
+    @rule(data=st.data())
+    def give_up(self, data: st.DataObject) -> None:
+        if self.all:
+            life = data.draw(st.sampled_from(self.all))
+            self.exchange.abandon(life.request)
+            self.forget(life)
 
-    def sent_count(self) -> int:
-        count, size = 0, 0
-        while size < len(self.sent):
-            size += 5 + len(self.added[count])
-            count += 1
-        return count
+    @rule(now=st.integers(0, 9))
+    def expire(self, now: int) -> None:
+        late = [r for r in self.due + self.unsent if r.waited_for and r.request.deadline <= now]
+        assert self.exchange.expire(now) == [life.request for life in late]
+        for life in late:
+            self.forget(life)
+
+    @precondition(lambda self: not self.faulty)
+    @rule(how=st.sampled_from(["end", "junk", "poison"]))
+    def break_off(self, how: str) -> None:
+        if how == "poison":
+            self.exchange.poison(ClosedError("closed"))
+        else:
+            assert self.exchange.complete(b"" if how == "end" else b"x" * 100_000) == []
+            if self.exchange.fault is None:  # taken for the payload of a reply
+                assert self.exchange.complete(b"") == []
+        self.faulty = True
+        lives = [life for life in self.due + self.unsent if life.waited_for]
+        assert self.exchange.fail() == [life.request for life in lives]
+        for life in lives:
+            self.end(life)
+            error = life.request.error
+            assert isinstance(error, NbclientError)
+            assert error.maybe_executed == (life in self.due)
+        self.due, self.unsent = [], []
+
+    def end(self, life: Life) -> None:
+        life.ended += 1
+
+    def forget(self, life: Life) -> None:
+        if life.waited_for:
+            life.given_up = True
+            if life in self.unsent:
+                self.unsent.remove(life)
 
     @invariant()
-    def requests_left_whole_and_in_order(self) -> None:
-        assert b"".join(map(encode_request, self.added)).startswith(self.sent)
+    def who_still_waited_has_one_end_and_the_reply_is_its_own(self) -> None:
+        for life in self.all:
+            assert life.ended <= 1
+            reply, error = life.request.reply, life.request.error
+            if life.given_up:
+                assert reply is None
+                assert error is None
+            elif life.ended:
+                assert (reply == life.payload) != (error is not None)
+            else:
+                assert (reply, error) == (None, None)
 
     @invariant()
-    def replies_are_those_of_the_first_requests(self) -> None:
-        assert self.got == self.added[: len(self.got)]
+    def what_is_counted_is_true(self) -> None:
+        pending = self.due + self.unsent
+        assert self.exchange.load == len(pending)
+        assert self.exchange._queued == sum(len(life.request.frame) for life in self.unsent)
+        assert self.exchange.wanted == sum(life.waited_for for life in pending)
+        assert self.exchange.next_deadline() == min(
+            (life.request.deadline for life in pending if life.waited_for), default=math.inf
+        )
 
     @invariant()
     def idle_means_that_all_is_done(self) -> None:
-        assert self.exchange.idle == (self.got == self.added)
+        assert self.exchange.idle == (not self.due and not self.unsent and not self.faulty)
+
+    @invariant()
+    def the_window_is_kept(self) -> None:
+        sizes = [len(life.request.frame) for life in self.due]
+        assert sum(sizes) <= self.WINDOW or len(sizes) == 1
 
 
 TestAgainstAServer = AgainstAServer.TestCase

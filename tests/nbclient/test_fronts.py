@@ -1,8 +1,4 @@
-"""Both fronts through one set of cases, so that they cannot drift apart.
-
-A case is written once, as an async function; the blocking client is wrapped to
-look like the other. The servers run in threads, so it may block.
-"""
+"""Both fronts through one set of cases, so that they cannot drift apart."""
 
 from __future__ import annotations
 
@@ -13,11 +9,12 @@ import re
 import select
 import socket
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
-from typing import Any, NoReturn, Protocol
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any, NoReturn
 
 import pytest
 import trio
+from support.fronts import Blocking, Front, Open
 
 from nbclient import (
     AsyncClient,
@@ -32,47 +29,6 @@ from nbclient import (
 from nbclient.dialing import TimedStream
 from nbnet import Server
 from nbnet.notation import Target
-
-
-class Front(Protocol):
-    """What a case may use."""
-
-    async def request(self, payload: bytes) -> bytes: ...
-    def request_many(self, payloads: Iterable[bytes]) -> AsyncGenerator[bytes, None]: ...
-    async def aclose(self) -> None: ...
-
-
-class Blocking:
-    """A ``Client`` that looks like an ``AsyncClient``."""
-
-    def __init__(self, client: Client) -> None:
-        self.client = client
-
-    async def request(self, payload: bytes) -> bytes:
-        return self.client.request(payload)
-
-    async def request_many(self, payloads: Iterable[bytes]) -> AsyncGenerator[bytes, None]:
-        with contextlib.closing(self.client.request_many(payloads)) as replies:
-            for reply in replies:
-                yield reply
-
-    async def aclose(self) -> None:
-        self.client.close()
-
-
-Open = Callable[..., contextlib.AbstractAsyncContextManager[Front]]
-
-
-@contextlib.asynccontextmanager
-async def open_blocking(*args: Any, **kwargs: Any) -> AsyncIterator[Front]:
-    with Client(*args, **kwargs) as client:
-        yield Blocking(client)
-
-
-@pytest.fixture(params=["sync", "trio"])
-def connect(request: pytest.FixtureRequest) -> Open:
-    """Opens a client of the front under test; takes what its constructor takes."""
-    return AsyncClient if request.param == "trio" else open_blocking
 
 
 async def collect(replies: AsyncIterator[bytes]) -> list[bytes]:

@@ -187,6 +187,6 @@ def test_a_socket_that_connected_to_itself_is_a_refusal(monkeypatch: pytest.Monk
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = Target(*free.getsockname())
     use_sockets(monkeypatch, Bound)
-    with Client(address, retries=0) as client:
-        with pytest.raises(ConnectError, match="Connection refused"):
-            client.request(b"abc")
+    refused = pytest.raises(ConnectError, match="Connection refused")
+    with Client(address, retries=0) as client, refused:
+        client.request(b"abc")
