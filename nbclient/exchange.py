@@ -272,6 +272,11 @@ class Request:
         self.deadline = deadline
         self.limit = limit
 
+    @property
+    def done(self) -> bool:
+        """Whether there is a reply or an error."""
+        return self.reply is not None or self.error is not None
+
 
 class Exchange(Ledger):
     """Requests of many callers on one connection.
@@ -382,7 +387,7 @@ class Exchange(Ledger):
 
     def abandon(self, request: Request) -> None:
         """Its caller has given up: nobody is to get the reply. Others are not concerned."""
-        if request.abandoned or request.error is not None or request.reply is not None:
+        if request.abandoned or request.done:
             return
         request.abandoned = True
         self.wanted -= 1

@@ -36,8 +36,8 @@ from typing import TYPE_CHECKING, TypeAlias
 import trio
 
 from nbclient.errors import (
-    ClosedError,
     ConnectError,
+    ConnectionLost,
     ConnectTimeout,
     NbclientError,
 )
@@ -312,8 +312,9 @@ class AsyncClient(trio.abc.AsyncResource):
         number: int,
     ) -> None:
         """Let another attempt follow, at once or after a pause, or raise the error."""
-        if connection.stale and not error.maybe_executed and not isinstance(error, ClosedError):
-            return
+        known = connection.stale or connection.worked
+        if known and isinstance(error, ConnectionLost) and not error.maybe_executed:
+            return  # others may have ended with it; that is no attempt yet
         if isinstance(error, ConnectError | ConnectTimeout):
             if connection.server not in tried:
                 tried.append(connection.server)
@@ -470,7 +471,17 @@ class AsyncClient(trio.abc.AsyncResource):
             raise self._settings.closed()
 
     def _forget(self) -> None:
-        """Begin with no connections: of a new client, or of a copy in a forked child."""
+        """Begin with no connections: of a new client, or of a copy in a forked child.
+
+        The child has its own copies of the descriptors; closing them tells the
+        server nothing. trio is not asked to: its epoll is shared with the parent.
+        """
+        for connection in getattr(self, "_open", ()):
+            stream = connection.stream
+            if isinstance(stream, trio.SSLStream):
+                stream = stream.transport_stream
+            if isinstance(stream, trio.SocketStream):
+                os.close(stream.socket.detach())
         self._open: set[Connection] = set()
         self._shared: list[Connection] = []
 

@@ -81,6 +81,7 @@ class Connection:
         closed: whether the stream was let go of.
         sending, reading: whether these roles are taken.
         heir: whom ``leave`` has woken to take a role, until that has run.
+        worked: whether a reply has come on it.
         stale: whether it ended when nothing was outstanding: no request is to blame.
     """
 
@@ -109,7 +110,8 @@ class Connection:
         self._crowd = False  # whether several are woken at a time
         self._retired = False
         self._broken = False  # whether nothing can be sent any more
-        self.stale = False  # whether that was found out before anything was sent
+        self.worked = False
+        self.stale = False
 
     # For one of many ---------------------------------------------------------------
 
@@ -265,10 +267,12 @@ class Connection:
         try:
             if self._crowd:
                 await trio.lowlevel.checkpoint()
+            if call.done:
+                return  # it ended meanwhile, and may be closed
             if self._rested and not self.reading:  # who reads would have noticed
                 await self._look()
             self._rested = False
-            while self._sendable and call.reply is None and call.error is None:
+            while self._sendable and not call.done:
                 await self._push(self._rest or self.exchange.take())
         finally:
             self.sending = False
@@ -325,6 +329,7 @@ class Connection:
             self._expire()
             return
         done = self.exchange.complete(bytes(data))  # no copy of what is bytes already
+        self.worked = True
         self._crowd = len(done) > 1
         reschedule = trio.lowlevel.reschedule
         for request in done:
