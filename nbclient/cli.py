@@ -10,6 +10,7 @@ Rules kept here:
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import sys
@@ -148,6 +149,18 @@ def _exit_code(error: NbclientError) -> int:
     return EXIT_CANNOT_CONNECT if isinstance(error, ConnectError) else EXIT_FAILED
 
 
+def _advice(error: ConnectError) -> str:
+    """What to do about it, if that is plain."""
+    reasons = set(error.reasons.values())
+    if reasons <= {os.strerror(errno.ECONNREFUSED), os.strerror(errno.ENOENT)}:
+        return " (to start a server: nbnet serve)"
+    if any("certificate does not verify" in reason for reason in reasons):
+        return " (--tls-ca: whom to trust; --tls-server-name: the name in the certificate)"
+    if any("SSL" in reason for reason in reasons):
+        return " (does the server speak TLS?)"
+    return ""
+
+
 # send ------------------------------------------------------------------------------
 
 
@@ -252,9 +265,7 @@ def send(
                 write(client, source.at_hand(), output, b"\n")
                 output.flush()
         except ConnectError as error:
-            raise CommandError(
-                f"{error} (to start a server: nbnet serve)", EXIT_CANNOT_CONNECT
-            ) from error
+            raise CommandError(f"{error}{_advice(error)}", EXIT_CANNOT_CONNECT) from error
         except NbclientError as error:
             raise CommandError(str(error), _exit_code(error)) from error
     if source.fault:

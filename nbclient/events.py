@@ -30,7 +30,8 @@ With OpenTelemetry, a span for each attempt (``request`` opens it)::
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
@@ -54,7 +55,8 @@ class Event:
         seconds: how long it took; of ``retry``, the pause that follows; of
             ``request``, 0.
         size: bytes of the payload, of ``request`` and ``reply``; otherwise 0.
-        request: a number that the events of one request share; 0 for none.
+        request: a number that the events of one request share; 0 for none. The
+            requests of ``request_many`` are numbered as well.
         error: what went wrong, if anything did.
 
     >>> Event("reply", "127.0.0.1:6789", seconds=0.002, size=3, request=1).kind
@@ -91,10 +93,58 @@ class Observer:
     def __call__(self, event: Event) -> None:
         """Something happened."""
         if event.kind not in ("request", "reply"):
-            log.debug("%s: %s %s", event.peer, event.kind, event.error or "")
+            text = f"{event.kind}: {event.error}" if event.error else event.kind
+            log.debug("%s: %s", event.peer, text)
         if self._hook is None:
             return
         try:
             self._hook(event)
         except Exception:  # whatever the user's code raises
             log.exception("the hook on_event failed")
+
+
+class Watch:
+    """Tells of the requests of one ``request_many``.
+
+    Args:
+        observer: whom to tell.
+        peer: the server.
+        numbers: gives each request its number.
+        clock: seconds.
+    """
+
+    __slots__ = ("_clock", "_numbers", "_observer", "_peer", "_sent")
+
+    def __init__(
+        self,
+        observer: Observer,
+        peer: str,
+        numbers: Iterator[int],
+        clock: Callable[[], float],
+    ) -> None:
+        self._observer = observer
+        self._peer = peer
+        self._numbers = numbers
+        self._clock = clock
+        self._sent: deque[tuple[int, float]] = deque()  # number and time of those unanswered
+
+    def sent(self, payloads: Iterable[bytes]) -> None:
+        """These are about to be sent."""
+        now = self._clock()
+        for payload in payloads:
+            number = next(self._numbers)
+            self._sent.append((number, now))
+            self._observer(Event("request", self._peer, size=len(payload), request=number))
+
+    def replied(self, reply: bytes) -> None:
+        """The reply to the oldest is given to the caller."""
+        number, since = self._sent.popleft()
+        seconds = self._clock() - since
+        self._observer(Event("reply", self._peer, seconds, size=len(reply), request=number))
+
+    def failed(self, error: NbclientError | None) -> None:
+        """There will be no reply to the others."""
+        while self._sent:
+            number, since = self._sent.popleft()
+            seconds = self._clock() - since
+            self._observer(Event("failed", self._peer, seconds, request=number, error=error))

@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Final, NoReturn, Self, TypeAlias
+from typing import TYPE_CHECKING, Final, NoReturn, Self, TypeAlias, cast
 
 from nbclient.errors import (
     ClosedError,
@@ -183,7 +183,7 @@ class Settings:
         """The error for a deadline that has passed."""
         stage: Stage = "receiving" if maybe_executed else "sending"
         return RequestTimeout(
-            f"no reply from {peer} within {seconds:g} s",
+            f"no reply from {peer} within {_written(seconds)}",
             peer=peer,
             stage=stage,
             maybe_executed=maybe_executed,
@@ -191,12 +191,14 @@ class Settings:
 
     def connect_timed_out(self, seconds: float, peer: str) -> ConnectTimeout:
         """The error for a deadline that has passed while connecting."""
-        text = f"no connection to {peer} within {seconds:g} s"
+        text = f"no connection to {peer} within {_written(seconds)}"
         return ConnectTimeout(text, peer=peer, stage="connecting")
 
     def pool_timed_out(self, seconds: float) -> PoolTimeout:
         """The error for a deadline that has passed while all connections were in use."""
-        text = f"all {self.max_connections} connections to {self.names} in use for {seconds:g} s"
+        text = (
+            f"all {self.max_connections} connections to {self.names} in use for {_written(seconds)}"
+        )
         return PoolTimeout(text, peer=self.names, stage="waiting for a connection")
 
     def closed(self, peer: str = "", *, maybe_executed: bool = False) -> ClosedError:
@@ -259,12 +261,22 @@ def reasons_of(error: BaseException) -> str:
     return reason_of(error)
 
 
+def _written(seconds: float) -> str:
+    """A timeout as people give it: ``0.5 s``, ``5 ms``, ``30 s``."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= 0.1 * size:
+            return f"{seconds / size:g} {unit}"
+    return f"{seconds / 1e-6:g} us"
+
+
 def _as_sequence(target: Targets) -> Sequence[OneTarget]:
     if isinstance(target, str):
         return [target]
-    if isinstance(target, tuple) and len(target) == 2 and isinstance(target[1], int):
-        return [(target[0], target[1])]
-    return target
+    if not isinstance(target, Sequence):
+        raise TypeError(f"a target is text, or a host and a port, not {type(target).__name__}")
+    if len(target) == 2 and isinstance(target[1], int):
+        return [cast("tuple[str, int]", target)]
+    return cast("Sequence[OneTarget]", target)
 
 
 def _read_target(target: OneTarget) -> Address:

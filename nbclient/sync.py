@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Final, Self, TypeAlias
 
 from nbclient.dialing import Stream, open_stream
 from nbclient.errors import ClosedError, NbclientError, RequestTimeout
-from nbclient.events import Event, Hook
+from nbclient.events import Event, Hook, Watch
 from nbclient.exchange import Ledger, Pipeline, encode_request, encode_requests, sole_reply
 from nbclient.servers import Attempts, Server, Servers
 from nbclient.settings import (
@@ -330,6 +330,10 @@ class Client:
         encode_requests(batch)  # before a connection is made for it
         connection = self._connection_for_replies()
         pipeline = Pipeline(connection.peer, window)
+        watch: Watch | None = None
+        if self._observer.active:
+            watch = Watch(self._observer, connection.peer, self._numbers, time.monotonic)
+            watch.sent(batch)
         try:
             pipeline.add(batch, time.monotonic() - started)
             ended = False
@@ -341,6 +345,8 @@ class Client:
                 for reply in connection.receive_many(pipeline, wait=ended or not pipeline.wanted):
                     if connection.aborted:
                         raise self._settings.closed(connection.peer, maybe_executed=True)
+                    if watch is not None:
+                        watch.replied(reply)
                     yield reply
                 if not ended and pipeline.fault is None and (wanted := pipeline.wanted):
                     started = time.monotonic()
@@ -348,7 +354,15 @@ class Client:
                     ended = len(batch) < wanted
                     if batch:
                         pipeline.add(batch, time.monotonic() - started)
+                        if watch is not None:
+                            watch.sent(batch)
+        except NbclientError as error:
+            if watch is not None:
+                watch.failed(error)
+            raise
         finally:
+            if watch is not None:
+                watch.failed(None)  # the caller has left
             connection.in_step = pipeline.idle
             self._check_in(connection)
 

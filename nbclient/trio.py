@@ -41,7 +41,7 @@ from nbclient.errors import (
     ConnectTimeout,
     NbclientError,
 )
-from nbclient.events import Event, Hook
+from nbclient.events import Event, Hook, Watch
 from nbclient.exchange import Pipeline, encode_request, encode_requests
 from nbclient.servers import Attempts, Server, Servers
 from nbclient.settings import (
@@ -67,7 +67,8 @@ Connect: TypeAlias = Callable[[Address], Awaitable[trio.abc.Stream]]
 class AsyncClient(trio.abc.AsyncResource):
     """Sends requests to a server and awaits the replies.
 
-    For any number of tasks of one trio run, which share the connections. It
+    For trio, not for asyncio; for any number of tasks of one trio run, which share
+    the connections. It
     connects at the first request, again after a fault, and once more, up to
     ``max_connections``, when all connections have requests under way.
 
@@ -190,7 +191,12 @@ class AsyncClient(trio.abc.AsyncResource):
         """
         frame = encode_request(payload)
         limit = self._settings.limit(timeout)
-        deadline = trio.current_time() + limit
+        try:
+            deadline = trio.current_time() + limit
+        except RuntimeError as error:
+            raise RuntimeError(
+                "AsyncClient is for trio; under asyncio, use Client in asyncio.to_thread"
+            ) from error
         number = next(self._numbers) if self._observer.active else 0
         attempts: Attempts | None = None
         tried: list[Server] = []
@@ -359,6 +365,10 @@ class AsyncClient(trio.abc.AsyncResource):
         encode_requests(batch)  # before a connection is made for it
         connection = await self._connection_for_replies()
         pipeline = Pipeline(connection.peer, window)
+        watch: Watch | None = None
+        if self._observer.active:
+            watch = Watch(self._observer, connection.peer, self._numbers, trio.current_time)
+            watch.sent(batch)
         try:
             pipeline.add(batch, time.monotonic() - started)
             ended = False
@@ -371,6 +381,8 @@ class AsyncClient(trio.abc.AsyncResource):
                 for reply in await connection.receive_many(pipeline, wait=wait):
                     if connection.closed:
                         raise self._settings.closed(connection.peer, maybe_executed=True)
+                    if watch is not None:
+                        watch.replied(reply)
                     yield reply
                 if not ended and pipeline.fault is None and (wanted := pipeline.wanted):
                     started = time.monotonic()
@@ -378,7 +390,15 @@ class AsyncClient(trio.abc.AsyncResource):
                     ended = len(batch) < wanted
                     if batch:
                         pipeline.add(batch, time.monotonic() - started)
+                        if watch is not None:
+                            watch.sent(batch)
+        except NbclientError as error:
+            if watch is not None:
+                watch.failed(error)
+            raise
         finally:
+            if watch is not None:
+                watch.failed(None)  # the caller has left
             if pipeline.idle and self._has_room(connection.server):
                 self._shared.append(connection)
             else:

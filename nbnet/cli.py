@@ -77,7 +77,8 @@ def serve_command(
         str | None,
         typer.Option(
             metavar="N",
-            help="Threads for a handler that blocks; 0: it runs in the event loop.",
+            help="Threads for a handler that blocks; 0: it runs in the event loop. One "
+            "connection has half of them at most.",
             show_default="0",
         ),
     ] = None,

@@ -476,7 +476,7 @@ class Connection:
             self._move(Event.HIGH)
 
     def _report(self, error: FrameError) -> None:
-        log.debug(
+        log.warning(
             "%s: closing after %d requests, protocol error: %s",
             self.peer,
             self.requests,

@@ -24,9 +24,7 @@ _EXIT_FAILED: Final = 1
 # have ``cli``.)
 _THEIRS: Final = frozenset({"client.py", "exceptions.py", "jsonutil.py", "output_widget.py"})
 
-_ADVICE: Final = (
-    "install nbnet into an environment of its own (pipx install nbnet, or python -m venv)"
-)
+_ADVICE: Final = "install nbnet into an environment of its own (pipx, or python -m venv)"
 
 
 def nbclient() -> None:

@@ -46,11 +46,11 @@ def test_an_event_says_nothing_by_default_and_cannot_be_changed() -> None:
 @pytest.mark.parametrize(
     ("event", "line"),
     [
-        (Event("connect", PEER), f"{PEER}: connect "),
-        (Event("connect", PEER, error=NbclientError("refused")), f"{PEER}: connect refused"),
-        (Event("failed", PEER, error=ConnectionLost("lost it")), f"{PEER}: failed lost it"),
-        (Event("retry", PEER, error=ConnectionLost("lost it")), f"{PEER}: retry lost it"),
-        (Event("close", PEER), f"{PEER}: close "),
+        (Event("connect", PEER), f"{PEER}: connect"),
+        (Event("connect", PEER, error=NbclientError("refused")), f"{PEER}: connect: refused"),
+        (Event("failed", PEER, error=ConnectionLost("lost it")), f"{PEER}: failed: lost it"),
+        (Event("retry", PEER, error=ConnectionLost("lost it")), f"{PEER}: retry: lost it"),
+        (Event("close", PEER), f"{PEER}: close"),
         (Event("request", PEER), None),
         (Event("reply", PEER), None),
     ],

@@ -119,7 +119,7 @@ async def test_a_request_has_a_timeout_of_its_own(
 ) -> None:
     address = scripted([ASKED, ("eof", b"")], [ASKED, ANSWERED])
     async with connect(address, timeout=None) as client:
-        with pytest.raises(RequestTimeout, match=f"no reply from {address} within 0.05 s"):
+        with pytest.raises(RequestTimeout, match=f"no reply from {address} within 50 ms"):
             await client.request(b"a", timeout=0.05)
         assert await client.request(b"a") == b"A"
         with pytest.raises(ValueError, match="timeout of 0"):
@@ -314,3 +314,17 @@ def test_closing_ends_a_pause(refusing: Target) -> None:
         client.close()
         thread.join(10)
     assert [type(error) for error in outcomes] == [ClosedError]
+
+
+async def test_events_of_request_many(connect: Open, scripted: Callable[..., Target]) -> None:
+    address = scripted([("expect", b"00001a00001b00001c"), ("send", b"00001A")])
+    events: list[Event] = []
+    async with connect(address, on_event=events.append) as client:
+        with pytest.raises(ConnectionLost):
+            assert [reply async for reply in client.request_many([b"a", b"b", b"c"])]
+    told = [(event.kind, event.request) for event in events if event.request]
+    assert sorted(told) == [
+        *[("failed", 2), ("failed", 3), ("reply", 1)],
+        *[("request", 1), ("request", 2), ("request", 3)],
+    ]
+    assert all(isinstance(e.error, ConnectionLost) for e in events if e.kind == "failed")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 import ssl
+from collections import Counter
 from collections.abc import AsyncGenerator, Generator
 from pathlib import Path
 from typing import assert_type
@@ -74,7 +75,8 @@ def test_blocking(address: Target, refusing: Target) -> None:
         with pytest.raises(LocalProtocolError) as caught:
             client.request(b"")
         assert explain(caught.value) == "mine"
-    assert [event.kind for event in events] == ["connect", "request", "reply", "close"]
+    kinds = Counter(event.kind for event in events)
+    assert kinds == {"connect": 1, "request": 3, "reply": 3, "close": 1}
     with Client(refusing, retries=0) as client, pytest.raises(NbclientError) as failed:
         client.request(b"abc")
     assert explain(failed.value) == f"{refusing}: Connection refused"
