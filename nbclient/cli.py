@@ -392,6 +392,7 @@ class _Pinging:
         self._trips = RoundTrips()
         self._codes: set[int] = set()
         self._peer = ""
+        self._connecting = 0.0  # seconds, in this request
         self._seconds = 0.0  # of the last reply
 
     def run(self, count: float, interval: float) -> int:
@@ -433,9 +434,13 @@ class _Pinging:
             self._say(text)
 
     def _note(self, event: Event) -> None:
-        if event.kind == "reply":
+        if event.kind == "connect":
+            self._connecting += event.seconds
+        elif event.kind == "request":
+            self._connecting = 0.0
+        elif event.kind == "reply":
             self._peer = event.peer
-            self._seconds = event.seconds
+            self._seconds = event.seconds - self._connecting
 
     def _say(self, line: str) -> None:
         self._output.write(os.fsencode(line) + b"\n")

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from itertools import chain
 from typing import Any, Final
@@ -54,6 +54,10 @@ are read; then what it has not taken yet must fit between the two ends, or both
 would wait for ever. It does: by default the receiving kernel buffers 64 KiB,
 and the sending one some more. A larger frame goes when nothing is outstanding:
 then there is no unread reply that could keep the server from reading it."""
+
+
+AT_ONCE: Final = 0.001
+"""Seconds that those payloads may take to come that are sent together."""
 
 
 def encode_request(payload: bytes) -> bytes:
@@ -120,6 +124,23 @@ def _unfit(payload: bytes) -> Exception:
     size = len(payload)
     what = f"has {size} bytes" if size else "is empty"
     return LocalProtocolError(f"the payload of a request {what}: it may have 1 to {MAX_PAYLOAD}")
+
+
+def take_at_once(
+    payloads: Iterator[bytes], wanted: int, clock: Callable[[], float]
+) -> tuple[list[bytes], bool]:
+    """So many payloads at most, fewer if they do not come at once; and whether they have ended.
+
+    >>> take_at_once(iter([b"a", b"b", b"c"]), 2, lambda: 0.0)
+    ([b'a', b'b'], False)
+    """
+    batch: list[bytes] = []
+    soon = clock() + AT_ONCE
+    for payload in payloads:
+        batch.append(payload)
+        if len(batch) == wanted or clock() > soon:
+            return batch, False
+    return batch, True
 
 
 class Ledger:
@@ -416,6 +437,11 @@ class Exchange(Ledger):
         """The first request that has a waiter; None without one."""
         return next((r for r in chain(self._due, self._queue) if r.waiter is not None), None)
 
+    def most_patient(self) -> Request | None:
+        """The request with a waiter that has the latest deadline; None without one."""
+        waiting = (r for r in chain(self._due, self._queue) if r.waiter is not None)
+        return max(waiting, key=lambda request: request.deadline, default=None)
+
     def fail(self) -> list[Request]:
         """End all requests with the fault; give those that were not abandoned."""
         failed = [request for request in (*self._due, *self._queue) if not request.abandoned]
@@ -493,7 +519,7 @@ class Pipeline(Ledger):
         data = encode_requests(payloads)
         count = len(payloads)
         self._patience = seconds
-        in_time = int(count * _AT_ONCE / seconds) if seconds > _AT_ONCE else self._window
+        in_time = int(count * AT_ONCE / seconds) if seconds > AT_ONCE else self._window
         self._step = max(1, min(2 * self._step, in_time, self._window))
         self._size = len(data) / count
         if count == 1 or self.in_flight + len(data) <= WINDOW:
@@ -512,7 +538,3 @@ class Pipeline(Ledger):
             self.sent(count, len(data))
             frames.append(data)
         return b"".join(frames)
-
-
-_AT_ONCE: Final = 0.001
-"""Seconds that those payloads may take to come that are sent together."""

@@ -38,16 +38,18 @@ class Server:
         address: where it listens.
         name: the same as text.
         busy: requests under way there.
+        opened: connections to it, as far as a front counts them.
         ejected_until: when it may be tried again; it is left out before.
         reason: what was wrong last, in words; empty if nothing was.
     """
 
-    __slots__ = ("address", "busy", "ejected_until", "failures", "name", "reason")
+    __slots__ = ("address", "busy", "ejected_until", "failures", "name", "opened", "reason")
 
     def __init__(self, address: Address) -> None:
         self.address = address
         self.name = str(address)
         self.busy = 0
+        self.opened = 0
         self.failures = 0
         self.ejected_until = 0.0
         self.reason = ""
@@ -88,7 +90,8 @@ class Servers:
         for number in range(start, start + len(every)):
             server = every[number % len(every)]
             if (
-                server.ejected_until <= now
+                # Later than that it is not: the clock must have been another one.
+                not now < server.ejected_until <= now + EJECTED_AT_MOST
                 and server not in tried
                 and (best is None or server.busy < best.busy)
             ):

@@ -110,6 +110,8 @@ class Settings:
         addresses = tuple(dict.fromkeys(map(_read_target, _as_sequence(target))))
         if not addresses:
             raise ValueError("a client needs at least one target")
+        if connect_timeout is None and timeout is not None and len(addresses) > 1:
+            connect_timeout = timeout / len(addresses)  # so that the others have a chance
         if max_connections < 1:
             raise ValueError(f"max_connections of {max_connections} leaves no connection")
         if retries < 0:
@@ -124,7 +126,7 @@ class Settings:
         if tls or secure or named:
             context = _make_context(tls, tls_ca, tls_cert, tls_key)
             addresses = tuple(
-                address._replace(tls=True) if tls is not None or not secure else address
+                address._replace(tls=True) if tls is not None or named else address
                 for address in addresses
             )
         if context and not tls_server_name and any(a.tls and a.path for a in addresses):
@@ -272,8 +274,9 @@ def _written(seconds: float) -> str:
 def _as_sequence(target: Targets) -> Sequence[OneTarget]:
     if isinstance(target, str):
         return [target]
-    if not isinstance(target, Sequence):
-        raise TypeError(f"a target is text, or a host and a port, not {type(target).__name__}")
+    given: object = target
+    if isinstance(given, bytes) or not isinstance(given, Sequence):
+        raise TypeError(f"a target is text, or a host and a port, not {type(given).__name__}")
     if len(target) == 2 and isinstance(target[1], int):
         return [cast("tuple[str, int]", target)]
     return cast("Sequence[OneTarget]", target)

@@ -82,7 +82,13 @@ class Lines:
             return False
 
     def _read(self) -> None:
-        data = os.read(self._descriptor, READ_SIZE)
+        try:
+            data = os.read(self._descriptor, READ_SIZE)
+        except BlockingIOError:  # whoever shares it has made it so
+            import select
+
+            select.select([self._descriptor], [], [])
+            return
         lines = (self._rest + data).split(b"\n")
         self._rest = lines.pop()
         # A line that is too long already need not end; the last one need not either.

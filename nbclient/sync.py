@@ -22,7 +22,6 @@ import threading
 import time
 import warnings
 import weakref
-from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from itertools import count, islice
@@ -32,7 +31,14 @@ from typing import TYPE_CHECKING, Final, Self, TypeAlias
 from nbclient.dialing import Stream, open_stream
 from nbclient.errors import ClosedError, NbclientError, RequestTimeout
 from nbclient.events import Event, Hook, Watch
-from nbclient.exchange import Ledger, Pipeline, encode_request, encode_requests, sole_reply
+from nbclient.exchange import (
+    Ledger,
+    Pipeline,
+    encode_request,
+    encode_requests,
+    sole_reply,
+    take_at_once,
+)
 from nbclient.servers import Attempts, Server, Servers
 from nbclient.settings import (
     DEFAULT_TARGET,
@@ -71,8 +77,8 @@ class Client:
         timeout: seconds that one request may take, connecting and retries
             included (looking up a host name is not: the system cannot be
             interrupted in that); None for no limit.
-        connect_timeout: seconds that one attempt to connect may take; None for
-            no limit of its own.
+        connect_timeout: seconds that one attempt to connect may take; None for no
+            limit of its own, or, of several servers, an equal share of ``timeout``.
         max_connections: how many there may be at a time, to all servers together.
         retries: how often a request is tried again at most. That happens when
             nothing of it was sent, or when it may be executed twice.
@@ -119,7 +125,7 @@ class Client:
         connect: Connect | None = None,
     ) -> None:
         self._closed = True  # as long as the arguments may be wrong
-        self._open: set[_Connection] = set()
+        self._open: weakref.WeakSet[_Connection] = weakref.WeakSet()
         self._settings = settings = Settings.read(
             target,
             timeout=timeout,
@@ -179,7 +185,9 @@ class Client:
         attempts: Attempts | None = None
         while True:
             try:
-                return self._attempt(frame, deadline, limit, number)
+                if number:
+                    return self._observed(frame, deadline, limit, number)
+                return self._attempt(frame, deadline, limit)
             except NbclientError as error:
                 attempts = attempts or self._settings.attempts(deadline, idempotent=idempotent)
                 self._pause(attempts, error, number)
@@ -242,6 +250,8 @@ class Client:
                     while True:
                         idle.append(stack.pop())
             self._open.difference_update(idle)
+            for connection in idle:
+                connection.forget()
             used = list(self._open)
             self._freed.notify_all()
         self._closing.set()
@@ -274,34 +284,20 @@ class Client:
 
     # One attempt -----------------------------------------------------------------
 
-    def _attempt(self, frame: bytes, deadline: float, limit: float, number: int) -> bytes:
-        try:
-            connection = self._only_idle.pop()
-            if not self._is_fit(connection):
-                connection = self._check_out(deadline, limit)
-        except IndexError:  # none is idle, or there are several servers
-            connection = self._check_out(deadline, limit)
-        try:
-            if number:
-                reply = self._ask_observed(connection, frame, deadline, limit, number)
-            else:
-                reply = connection.ask(frame, deadline, limit)
-        except BaseException as error:  # Ctrl-C too: the reply may come all the same
-            self._discard(connection)
-            if isinstance(error, RequestTimeout):
-                self._unanswered(connection.server, error)
-            raise
-        self._check_in(connection)
-        return reply
+    def _attempt(self, frame: bytes, deadline: float, limit: float) -> bytes:
+        connection = self._connection(deadline, limit)
+        return self._ask(connection, frame, deadline, limit)
 
-    def _ask_observed(
-        self, connection: _Connection, frame: bytes, deadline: float, limit: float, number: int
-    ) -> bytes:
-        peer, tell = connection.peer, self._observer
+    def _observed(self, frame: bytes, deadline: float, limit: float, number: int) -> bytes:
+        """The same, for whoever watches."""
+        tell, every = self._observer, self._servers.all
+        peer = every[0].name if len(every) == 1 else ""
         tell(Event("request", peer, size=len(frame) - HEADER_SIZE, request=number))
         started = time.monotonic()
         try:
-            reply = connection.ask(frame, deadline, limit)
+            connection = self._connection(deadline, limit)
+            peer = connection.peer
+            reply = self._ask(connection, frame, deadline, limit)
         except BaseException as error:
             seconds = time.monotonic() - started
             cause = error if isinstance(error, NbclientError) else None
@@ -309,6 +305,28 @@ class Client:
             raise
         seconds = time.monotonic() - started
         tell(Event("reply", peer, seconds, size=len(reply), request=number))
+        return reply
+
+    def _connection(self, deadline: float, limit: float) -> _Connection:
+        """A connection to have for oneself; ``_check_in`` or ``_discard`` has to follow."""
+        try:
+            if not self._waiting:  # or it would be they who wait for ever
+                connection = self._only_idle.pop()
+                if self._is_fit(connection):
+                    return connection
+        except IndexError:  # none is idle, or there are several servers
+            pass
+        return self._check_out(deadline, limit)
+
+    def _ask(self, connection: _Connection, frame: bytes, deadline: float, limit: float) -> bytes:
+        try:
+            reply = connection.ask(frame, deadline, limit)
+        except BaseException as error:  # Ctrl-C too: the reply may come all the same
+            self._discard(connection)
+            if isinstance(error, RequestTimeout):
+                self._unanswered(connection.server, error)
+            raise
+        self._check_in(connection)
         return reply
 
     def _pause(self, attempts: Attempts, error: NbclientError, number: int) -> None:
@@ -350,8 +368,7 @@ class Client:
                     yield reply
                 if not ended and pipeline.fault is None and (wanted := pipeline.wanted):
                     started = time.monotonic()
-                    batch = list(islice(payloads, wanted))
-                    ended = len(batch) < wanted
+                    batch, ended = take_at_once(payloads, wanted, time.monotonic)
                     if batch:
                         pipeline.add(batch, time.monotonic() - started)
                         if watch is not None:
@@ -379,7 +396,7 @@ class Client:
     # The pool --------------------------------------------------------------------
 
     def _check_out(self, deadline: float, limit: float) -> _Connection:
-        """A connection to have for oneself; ``_check_in`` or ``_discard`` has to follow."""
+        """The same, after having looked at all that there are."""
         reasons: dict[str, str] = {}
         tried: list[Server] = []
         while True:
@@ -413,48 +430,59 @@ class Client:
 
     def _take(self, deadline: float, limit: float, tried: list[Server]) -> _Connection:
         """An idle connection, or one that is yet to be made."""
+        evicted: _Connection | None = None
         with self._lock:
+            behind = self._waiting > 0  # who came first is served first
             while True:
                 self._check()
                 server = self._choose(tried)
                 idle = self._idle[server]
-                with suppress(IndexError):
-                    return idle.pop()  # the last one used: the others may rest
-                if len(self._open) < self._settings.max_connections or self._evict():
-                    connection = _Connection(server, self._settings, idle)
-                    self._open.add(connection)
-                    return connection
+                if not behind:
+                    with suppress(IndexError):
+                        return idle.pop()  # the last one used: the others may rest
+                    full = len(self._open) >= self._settings.max_connections
+                    if not full or (evicted := self._evict()) is not None:
+                        connection = _Connection(server, self._settings, idle)
+                        self._open.add(connection)
+                        break
                 left = deadline - time.monotonic()
                 if left <= 0:
+                    self._freed.notify()
                     raise self._settings.pool_timed_out(limit)
                 # Who gives one back does so without the lock, and then looks for
                 # those who wait: whoever waits has to look again.
                 self._waiting += 1
                 try:
-                    if not idle:
+                    if behind or not any(self._idle.values()):
                         self._freed.wait(min(left, threading.TIMEOUT_MAX))
+                except BaseException:
+                    self._freed.notify()
+                    raise
                 finally:
                     self._waiting -= 1
+                behind = False
+        if evicted is not None:
+            self._close(evicted)
+        return connection
 
     def _choose(self, tried: list[Server]) -> Server:
         every = self._servers.all
         if len(every) > 1:
-            opened = Counter(connection.server for connection in self._open)
             for each in every:
-                each.busy = opened[each] - len(self._idle[each])
+                each.busy = each.opened - len(self._idle[each])
         server = self._servers.choose(time.monotonic(), tried)
         assert server is not None  # who has tried them all does not ask
         return server
 
-    def _evict(self) -> bool:
-        """Close an idle connection to another server, to make room; whether there was one."""
+    def _evict(self) -> _Connection | None:
+        """Give up an idle connection to another server, to make room."""
         for idle in self._idle.values():
             with suppress(IndexError):
                 connection = idle.pop(0)
                 self._open.discard(connection)
-                self._close(connection)
-                return True
-        return False
+                connection.forget()
+                return connection
+        return None
 
     def _dial(self, connection: _Connection, deadline: float, limit: float) -> None:
         server, settings = connection.server, self._settings
@@ -503,6 +531,7 @@ class Client:
     def _discard(self, connection: _Connection) -> None:
         with self._lock:
             self._open.discard(connection)
+            connection.forget()
             if self._waiting:
                 self._freed.notify()
         self._close(connection)
@@ -523,12 +552,13 @@ class Client:
         server nothing. Locks may be held by threads that it does not have.
         """
         for connection in self._open:
+            connection.forget()
             if connection.stream is not None:
                 connection.stream.close()
-        self._open = set()
+        self._open = weakref.WeakSet()
         self._idle: dict[Server, list[_Connection]] = {s: [] for s in self._servers.all}
         self._only_idle = self._idle[self._servers.all[0]] if len(self._idle) == 1 else []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._freed = threading.Condition(self._lock)
         self._waiting = 0  # threads that wait for it
         self._closing = threading.Event()
@@ -549,7 +579,10 @@ if hasattr(os, "register_at_fork"):
 class _Connection:
     """A stream, once it is connected, and what is outstanding on it."""
 
-    __slots__ = ("_settings", "aborted", "idle", "in_step", "peer", "server", "stream")
+    __slots__ = (
+        *("__weakref__", "_settings", "aborted", "counted"),
+        *("idle", "in_step", "peer", "server", "stream"),
+    )
 
     def __init__(self, server: Server, settings: Settings, idle: list[_Connection]) -> None:
         self.server = server
@@ -558,7 +591,22 @@ class _Connection:
         self.in_step = True  # as long as no fault, and no byte of something, was left there
         self.stream: Stream | None = None
         self.aborted = False
+        self.counted = True
+        server.opened += 1
         self._settings = settings
+
+    def __del__(self) -> None:
+        # Ctrl-C may come when a connection is in nobody's hands: then it is gone,
+        # and its place with it.
+        self.forget()
+        if self.stream is not None:
+            self.stream.close()
+
+    def forget(self) -> None:
+        """It does not count as a connection to its server any more."""
+        if self.counted:
+            self.counted = False
+            self.server.opened -= 1
 
     def ask(self, frame: bytes, deadline: float, limit: float) -> bytes:
         """Send a request and wait for its reply."""

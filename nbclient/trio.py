@@ -17,6 +17,7 @@ Its rules are those of the blocking front, and besides:
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 import warnings
@@ -30,7 +31,7 @@ from collections.abc import (
     Iterable,
     Iterator,
 )
-from itertools import count, islice
+from itertools import count
 from typing import TYPE_CHECKING, TypeAlias
 
 import trio
@@ -42,7 +43,13 @@ from nbclient.errors import (
     NbclientError,
 )
 from nbclient.events import Event, Hook, Watch
-from nbclient.exchange import Pipeline, encode_request, encode_requests
+from nbclient.exchange import (
+    AT_ONCE,
+    Pipeline,
+    encode_request,
+    encode_requests,
+    take_at_once,
+)
 from nbclient.servers import Attempts, Server, Servers
 from nbclient.settings import (
     DEFAULT_TARGET,
@@ -78,8 +85,8 @@ class AsyncClient(trio.abc.AsyncResource):
             several servers that answer alike.
         timeout: seconds that one request may take, connecting and retries
             included; None for no limit. Cancel scopes do as well.
-        connect_timeout: seconds that one attempt to connect may take; None for
-            no limit of its own.
+        connect_timeout: seconds that one attempt to connect may take; None for no
+            limit of its own, or, of several servers, an equal share of ``timeout``.
         max_connections: how many may be shared at a time, to each server. Each
             ``request_many`` under way has one of its own besides.
         retries: how often a request is tried again at most. That happens when
@@ -212,14 +219,17 @@ class AsyncClient(trio.abc.AsyncResource):
                         call
                     ):
                         call.waiter = trio.lowlevel.current_task()
-                        await trio.lowlevel.wait_task_rescheduled(call.abort)
+                        if connection.stream is None:
+                            await connection.wait_open(call)
+                        else:
+                            await trio.lowlevel.wait_task_rescheduled(call.abort)
                         if connection.heir is call:
                             connection.heir = None
             except BaseException:
                 connection.exchange.abandon(call)
                 raise
             finally:
-                if connection.leave():
+                if connection.leave(call):
                     await connection.aclose()
                 if number:
                     self._tell_end(connection, call, number)
@@ -357,7 +367,7 @@ class AsyncClient(trio.abc.AsyncResource):
         self, payloads: Iterator[bytes] | AsyncIterator[bytes], window: int
     ) -> AsyncGenerator[bytes, None]:
         started = time.monotonic()
-        batch = await _take(payloads, 1)
+        batch, _ = await _take(payloads, 1)
         if not batch:
             self._check()
             await trio.lowlevel.checkpoint()
@@ -386,8 +396,7 @@ class AsyncClient(trio.abc.AsyncResource):
                     yield reply
                 if not ended and pipeline.fault is None and (wanted := pipeline.wanted):
                     started = time.monotonic()
-                    batch = await _take(payloads, wanted)
-                    ended = len(batch) < wanted
+                    batch, ended = await _take(payloads, wanted)
                     if batch:
                         pipeline.add(batch, time.monotonic() - started)
                         if watch is not None:
@@ -532,6 +541,10 @@ async def open_stream(address: Address, settings: Settings) -> trio.abc.Stream:
             stream = await trio.open_tcp_stream(address.host, address.port)
         except UnicodeError as error:  # a label that is empty or too long
             raise OSError("Name or service not known") from error
+        if stream.socket.getsockname() == stream.socket.getpeername():
+            # TCP connects to itself when nobody listens on a port that it gives out.
+            await trio.aclose_forcefully(stream)
+            raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
     if not address.tls:
         return stream
     assert settings.context is not None
@@ -555,13 +568,16 @@ async def open_stream(address: Address, settings: Settings) -> trio.abc.Stream:
     return secure
 
 
-async def _take(payloads: Iterator[bytes] | AsyncIterator[bytes], wanted: int) -> list[bytes]:
-    """So many payloads; fewer are the last ones."""
+async def _take(
+    payloads: Iterator[bytes] | AsyncIterator[bytes], wanted: int
+) -> tuple[list[bytes], bool]:
+    """``take_at_once`` for both kinds of iterators."""
     if isinstance(payloads, Iterator):
-        return list(islice(payloads, wanted))
+        return take_at_once(payloads, wanted, time.monotonic)
     batch: list[bytes] = []
+    soon = time.monotonic() + AT_ONCE
     async for payload in payloads:
         batch.append(payload)
-        if len(batch) == wanted:
-            break
-    return batch
+        if len(batch) == wanted or time.monotonic() > soon:
+            return batch, False
+    return batch, True

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Protocol
 
 import trio
@@ -34,6 +34,23 @@ from nbnet.notation import Address
 
 WORTH_WAITING = 0.001
 """Seconds; to wait for less costs more than it brings."""
+
+
+LOOK_TURNS = 6
+"""Turns of the scheduler that a stream may take to give what it has already."""
+
+
+def _cancel_after(turns: int, scope: trio.CancelScope) -> None:
+    # A deadline of now would not do: streams begin with a checkpoint.
+    token = trio.lowlevel.current_trio_token()
+
+    def turn(left: int) -> None:
+        if left:
+            token.run_sync_soon(turn, left - 1)
+        else:
+            scope.cancel()
+
+    turn(turns)
 
 
 class Owner(Protocol):
@@ -107,6 +124,7 @@ class Connection:
         self.heir: Request | None = None  # who was woken to take a role, and did not run yet
         self._rest: bytes | memoryview = b""  # taken from the exchange, not sent yet
         self._rested = False  # whether there was nothing to do: what comes then is not asked for
+        self._opener = trio.CancelScope()  # in which who opens waits
         self._crowd = False  # whether several are woken at a time
         self._retired = False
         self._broken = False  # whether nothing can be sent any more
@@ -118,15 +136,17 @@ class Connection:
     def enter(self, call: Call) -> None:
         """A request is to be sent, and its task is going to wait."""
         exchange = self.exchange
-        if not exchange.load:
+        if not exchange.wanted:
             self._rested = True
         exchange.add(call)
         if call.deadline < self._watched:
             self._watch(call.deadline)
 
-    def leave(self) -> bool:
+    def leave(self, call: Call) -> bool:
         """A task does not wait any more; whether ``aclose`` has to follow."""
         exchange = self.exchange
+        if self.heir is call:  # Ctrl-C may come before it has run
+            self.heir = None
         if exchange.load or self._retired:
             self._hand_on()
         return exchange.fault is not None and not self.closed
@@ -136,7 +156,7 @@ class Connection:
         if self.stream is None:
             if self._opening:
                 return False
-            await self._open()
+            await self._open(call.deadline)
         elif not self.sending and self._sendable:
             await self._send(call)
         elif not self.reading:
@@ -189,22 +209,38 @@ class Connection:
         else:
             free = not self.reading or (self._sendable and not self.sending)
         if free:
-            self.heir = exchange.waiting()
+            self.heir = exchange.waiting() if self.stream else exchange.most_patient()
             if self.heir is not None:
                 self._wake(self.heir)
             elif self._reader is not None and not self.sending:
                 # The only one left reads, for replies to what it has yet to send.
                 self._reader.cancel()
 
-    async def _open(self) -> None:
+    async def wait_open(self, call: Call) -> None:
+        """Wait until somebody has opened it, or the time is over.
+
+        By one's own clock: that of who opens ends the attempt, for all.
+        """
+        with trio.move_on_at(call.deadline) as scope:
+            await trio.lowlevel.wait_task_rescheduled(call.abort)
+        if scope.cancelled_caught and self.stream is None:
+            self._late_to_open()
+        elif scope.cancelled_caught:
+            self._expire()
+
+    def _late_to_open(self) -> None:
+        for request in self.exchange.expire(trio.current_time()):
+            request.error = self._settings.connect_timed_out(request.limit, self.peer)
+            self._wake(request)
+
+    async def _open(self, own: float) -> None:
         """The role of who opens: connect, for all who wait."""
         self._opening = True
         started = trio.current_time()
         give_up = started + self._settings.connect_timeout
-        deadline = min(give_up, self.exchange.next_deadline())
         stream: trio.abc.Stream | None = None
         try:
-            with self._waiting(deadline):
+            with trio.CancelScope(deadline=min(give_up, own)) as self._opener:
                 stream = await self._connect(self.server.address)
         except OSError as error:
             failure = self._settings.cannot_connect({self.peer: reasons_of(error)})
@@ -215,13 +251,13 @@ class Connection:
             self._opening = False
         if stream is None:
             now = trio.current_time()
+            if own <= now < give_up:
+                self._owner.missed(self.server, f"no connection within {now - started:.3g} s")
             if give_up <= now:
                 seconds = self._settings.connect_timeout
                 failed = self._settings.connect_timed_out(seconds, self.peer)
                 self._not_opened(failed, str(failed), started)
-            for request in self.exchange.expire(now):
-                request.error = self._settings.connect_timed_out(request.limit, self.peer)
-                self._wake(request)
+            self._late_to_open()
             return
         self._rested = False
         if self.exchange.fault is not None:  # closed meanwhile
@@ -238,24 +274,40 @@ class Connection:
         self.end(failure)
 
     async def _look(self) -> None:
-        """Before a request is sent on a connection that had nothing to do: is it as it was?
+        """Before a request is sent on a connection for which nobody waited: is it as it was?
 
-        What has come meanwhile was not asked for, be it the end.
+        What has come meanwhile are replies to requests that were given up, or
+        nobody has asked for it, be it the end.
         """
         assert self.stream is not None
-        if isinstance(self.stream, trio.SocketStream):
-            stale = self.stream.socket.is_readable()
+        self.reading = True
+        try:
+            if isinstance(self.stream, trio.SocketStream):
+                while self.exchange.fault is None and self.stream.socket.is_readable():
+                    await self._take_in()
+            else:
+                with trio.CancelScope() as scope:
+                    _cancel_after(LOOK_TURNS, scope)
+                    while self.exchange.fault is None:
+                        await self._take_in()
+        finally:
+            self.reading = False
+        if self.exchange.fault is not None:
+            self.stale = True
+            self.end(self.exchange.fault)
+
+    async def _take_in(self) -> None:
+        assert self.stream is not None
+        due = self.exchange.outstanding
+        try:
+            data = await self.stream.receive_some()
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            cause = error.__cause__ or error
+            self.exchange.poison(lost(self.peer, cause, maybe_executed=False))
         else:
-            self.reading = True
-            try:
-                with trio.move_on_after(0) as scope:
-                    with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-                        await self.stream.receive_some()
-            finally:
-                self.reading = False
-            stale = not scope.cancelled_caught
-        if stale:
-            self.end(ConnectionLost(f"{self.peer} closed the connection, which was idle"))
+            self.exchange.complete(bytes(data))
+            if not due:  # then not even a line end is welcome
+                self.exchange.poison(ConnectionLost(f"{self.peer} sent something unasked"))
 
     @property
     def _sendable(self) -> bool:
@@ -298,6 +350,9 @@ class Connection:
         except trio.Cancelled:
             self._cut_off(scope)
             raise
+        except BaseException as error:  # nobody knows what was sent
+            self.end(lost(self.peer, error, maybe_executed=True), error)
+            raise
         else:
             if scope.cancelled_caught:
                 self._cut_off(scope)
@@ -322,6 +377,11 @@ class Connection:
             cause = error.__cause__ or error
             self.end(lost(self.peer, cause, maybe_executed=True), cause)
             return
+        except trio.Cancelled:
+            raise
+        except BaseException as error:  # nobody knows what was read
+            self.end(lost(self.peer, error, maybe_executed=True), error)
+            raise
         finally:
             self.reading = False
             self._reader = None
@@ -364,7 +424,7 @@ class Connection:
         self._owner.retire(self)
         for request in self.exchange.fail():
             self._wake(request)
-        for scope in self._scopes:
+        for scope in (*self._scopes, self._opener):
             scope.cancel()
 
     async def aclose(self) -> None:
@@ -403,7 +463,7 @@ class Connection:
         request = Call(b"", deadline, limit)
         self.exchange.add(request)
         try:
-            await self._open()
+            await self._open(deadline)
         finally:
             self.exchange.abandon(request)
             if self.exchange.fault is not None:

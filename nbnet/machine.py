@@ -48,7 +48,7 @@ def look_up(target: Target, *, passive: bool = False) -> list[SocketAddress]:
     """
     try:
         found = socket.getaddrinfo(
-            target.host,
+            target.host.encode() if target.host.isascii() else target.host,
             target.port,
             type=socket.SOCK_STREAM,
             flags=socket.AI_PASSIVE if passive else 0,

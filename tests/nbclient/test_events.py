@@ -90,4 +90,4 @@ def test_a_request_works_with_a_hook_that_does_not(
     with Client(address, on_event=broken) as client:
         assert client.request(b"abc") == b"cba"
     said = [record.exc_info[1] for record in caplog.records if record.exc_info]
-    assert [str(error) for error in said] == ["connect", "request", "reply", "close"]
+    assert [str(error) for error in said] == ["request", "connect", "reply", "close"]

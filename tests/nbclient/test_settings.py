@@ -212,12 +212,24 @@ def test_whatever_speaks_of_tls_asks_for_it(files: Files) -> None:
         assert [str(address) for address in settings.addresses] == ["tls://a:1"]
 
 
-def test_some_of_several_targets_may_be_plain(files: Files) -> None:
+def test_some_of_several_targets_may_be_plain_unless_tls_is_asked_for(files: Files) -> None:
     targets = ["tls://a:1", "b:2"]
-    settings = Settings.read(targets, tls_ca=files.ca)
+    settings = Settings.read(targets)
     assert [address.tls for address in settings.addresses] == [True, False]
-    settings = Settings.read(targets, tls=True)
-    assert [address.tls for address in settings.addresses] == [True, True]
+    for asked in (Settings.read(targets, tls=True), Settings.read(targets, tls_ca=files.ca)):
+        assert [address.tls for address in asked.addresses] == [True, True]
+
+
+def test_of_several_servers_each_may_take_its_share_of_the_timeout_to_connect() -> None:
+    assert Settings.read(["a:1", "b:2"], timeout=5.0).connect_timeout == 2.5
+    assert Settings.read(["a:1", "b:2"], timeout=5.0, connect_timeout=4.0).connect_timeout == 4.0
+    assert Settings.read("a:1", timeout=5.0).connect_timeout == math.inf
+
+
+@pytest.mark.parametrize("target", [6789, b"a:1", None])
+def test_what_is_neither_text_nor_a_pair_is_refused(target: Any) -> None:
+    with pytest.raises(TypeError, match="a target is text, or a host and a port, not"):
+        Settings.read(target)
 
 
 def test_a_context_is_taken_as_it_is() -> None:

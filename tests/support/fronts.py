@@ -11,13 +11,18 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from typing import Any, Protocol
 
 from nbclient import Client
+from nbclient.settings import Default
 
 
 class Front(Protocol):
     """What a case may use."""
 
     async def request(
-        self, payload: bytes, *, idempotent: bool = False, **options: Any
+        self,
+        payload: bytes,
+        *,
+        idempotent: bool = False,
+        timeout: float | Default | None = ...,  # noqa: ASYNC109 (that of the fronts)
     ) -> bytes: ...
     def request_many(
         self, payloads: Iterable[bytes], *, window: int = ...
