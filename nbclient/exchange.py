@@ -347,6 +347,11 @@ class Exchange(Ledger):
         """Whether nothing is under way and nothing was at fault."""
         return not (self.load or self.fault or self._decoder.unfinished)
 
+    @property
+    def awaited(self) -> bool:
+        """Whether somebody waits for the reply to a request that was sent."""
+        return any(not request.abandoned for request in self._due)
+
     def add(self, request: Request) -> None:
         """Take a request, to be sent when the window allows."""
         self._queue.append(request)

@@ -356,11 +356,13 @@ class Client:
             pipeline.add(batch, time.monotonic() - started)
             ended = False
             while True:
-                if not connection.send_many(pipeline):
+                deadline = time.monotonic() + self._settings.timeout  # of the next reply
+                if not connection.send_many(pipeline, deadline):
                     ended = True  # nothing more can be sent; replies may still come
                 if not pipeline.outstanding and pipeline.fault is None:
                     break
-                for reply in connection.receive_many(pipeline, wait=ended or not pipeline.wanted):
+                wait = ended or not pipeline.wanted
+                for reply in connection.receive_many(pipeline, deadline, wait=wait):
                     if connection.aborted:
                         raise self._settings.closed(connection.peer, maybe_executed=True)
                     if watch is not None:
@@ -633,24 +635,22 @@ class _Connection:
         self.in_step = ledger.idle
         return replies[0]
 
-    def send_many(self, pipeline: Pipeline) -> bool:
+    def send_many(self, pipeline: Pipeline, deadline: float) -> bool:
         """Send what is to go; whether more can be sent later."""
         assert self.stream is not None
         rest = memoryview(pipeline.take())
-        limit = self._settings.timeout
-        deadline = time.monotonic() + limit
         try:
             while rest:
                 rest = rest[self.stream.send(rest, _left(deadline)) :]
         except TimeoutError as error:
-            raise self._failed(error, limit, maybe_executed=True) from error
+            raise self._failed(error, self._settings.timeout, maybe_executed=True) from error
         except OSError:
             # Replies sent before may still be there to be read, and reading will
             # tell of the end.
             return False
         return True
 
-    def receive_many(self, pipeline: Pipeline, *, wait: bool) -> list[bytes]:
+    def receive_many(self, pipeline: Pipeline, deadline: float, *, wait: bool) -> list[bytes]:
         """The replies that come next; none if they take longer than the payloads do.
 
         Args:
@@ -659,12 +659,11 @@ class _Connection:
         assert self.stream is not None
         if pipeline.fault is not None:
             raise self._fault(pipeline)
-        limit = self._settings.timeout
         if not wait:
-            limit = min(pipeline.patience, limit)
-            if limit < WORTH_WAITING and not self.stream.readable():
+            patience = pipeline.patience
+            if patience < WORTH_WAITING and not self.stream.readable():
                 return []
-        deadline = time.monotonic() + max(limit, WORTH_WAITING)
+            deadline = min(deadline, time.monotonic() + max(patience, WORTH_WAITING))
         try:
             while True:
                 replies = pipeline.receive(self.stream.receive(_left(deadline)))
@@ -675,7 +674,7 @@ class _Connection:
         except OSError as error:
             if not wait and isinstance(error, TimeoutError) and error.errno is None:
                 return []
-            raise self._failed(error, limit, maybe_executed=True) from error
+            raise self._failed(error, self._settings.timeout, maybe_executed=True) from error
 
     def abort(self) -> None:
         """Let whoever waits for it find out that the client was closed."""

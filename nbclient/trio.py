@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import trio
 
 from nbclient.errors import (
+    ClosedError,
     ConnectError,
     ConnectionLost,
     ConnectTimeout,
@@ -328,9 +329,10 @@ class AsyncClient(trio.abc.AsyncResource):
         number: int,
     ) -> None:
         """Let another attempt follow, at once or after a pause, or raise the error."""
-        known = connection.stale or connection.worked
-        if known and isinstance(error, ConnectionLost) and not error.maybe_executed:
-            return  # others may have ended with it; that is no attempt yet
+        if not error.maybe_executed and not isinstance(error, ClosedError):
+            lost = connection.worked and isinstance(error, ConnectionLost)
+            if connection.stale or lost:
+                return  # others may have ended with it; that is no attempt yet
         if isinstance(error, ConnectError | ConnectTimeout):
             if connection.server not in tried:
                 tried.append(connection.server)
@@ -383,12 +385,13 @@ class AsyncClient(trio.abc.AsyncResource):
             pipeline.add(batch, time.monotonic() - started)
             ended = False
             while True:
-                if not await connection.send_many(pipeline):
+                deadline = trio.current_time() + self._settings.timeout  # of the next reply
+                if not await connection.send_many(pipeline, deadline):
                     ended = True  # nothing more can be sent; replies may still come
                 if not pipeline.outstanding and pipeline.fault is None:
                     break
                 wait = ended or not pipeline.wanted
-                for reply in await connection.receive_many(pipeline, wait=wait):
+                for reply in await connection.receive_many(pipeline, deadline, wait=wait):
                     if connection.closed:
                         raise self._settings.closed(connection.peer, maybe_executed=True)
                     if watch is not None:

@@ -99,7 +99,8 @@ class Connection:
         sending, reading: whether these roles are taken.
         heir: whom ``leave`` has woken to take a role, until that has run.
         worked: whether a reply has come on it.
-        stale: whether it ended when nothing was outstanding: no request is to blame.
+        stale: whether it ended when nothing was outstanding that anybody waits for:
+            no request is to blame.
     """
 
     def __init__(
@@ -159,7 +160,7 @@ class Connection:
             await self._open(call.deadline)
         elif not self.sending and self._sendable:
             await self._send(call)
-        elif not self.reading:
+        elif not self.reading and not (self._rested and self.sending):
             await self._read()
         else:
             return False
@@ -286,10 +287,12 @@ class Connection:
                 while self.exchange.fault is None and self.stream.socket.is_readable():
                     await self._take_in()
             else:
-                with trio.CancelScope() as scope:
-                    _cancel_after(LOOK_TURNS, scope)
-                    while self.exchange.fault is None:
+                nothing = False
+                while self.exchange.fault is None and not nothing:
+                    with trio.CancelScope() as scope:
+                        _cancel_after(LOOK_TURNS, scope)
                         await self._take_in()
+                    nothing = scope.cancelled_caught
         finally:
             self.reading = False
         if self.exchange.fault is not None:
@@ -419,7 +422,7 @@ class Connection:
         """Let nothing more happen, and tell all who wait. ``aclose`` has to follow."""
         if cause is not None and fault.__cause__ is None:
             fault.__cause__ = cause
-        self.stale = self.stale or (self.stream is not None and not self.exchange.outstanding)
+        self.stale = self.stale or (self.stream is not None and not self.exchange.awaited)
         self.exchange.poison(fault)
         self._owner.retire(self)
         for request in self.exchange.fail():
@@ -456,9 +459,14 @@ class Connection:
         """
         if self.stream is not None:
             self._rested = True
-            await self._look()
-            if self.exchange.fault is not None:
-                await self.aclose()
+            try:
+                await self._look()
+            except BaseException:
+                self.end(self._settings.closed(self.peer))
+                raise
+            finally:
+                if self.exchange.fault is not None:
+                    await self.aclose()
             return self.exchange.fault is None
         request = Call(b"", deadline, limit)
         self.exchange.add(request)
@@ -466,20 +474,20 @@ class Connection:
             await self._open(deadline)
         finally:
             self.exchange.abandon(request)
-            if self.exchange.fault is not None:
+            if self.stream is None or self.exchange.fault is not None:
+                self.end(self._settings.closed(self.peer))
                 await self.aclose()
         if request.error is not None:
             raise request.error
         return True
 
-    async def send_many(self, pipeline: Pipeline) -> bool:
+    async def send_many(self, pipeline: Pipeline, deadline: float) -> bool:
         """Send what is to go; whether more can be sent later."""
         assert self.stream is not None
         data = pipeline.take()
         if not data:
             return True
-        limit = self._settings.timeout
-        with trio.move_on_after(limit) as scope:
+        with trio.move_on_at(deadline) as scope:
             try:
                 await self.stream.send_all(data)
             except trio.BrokenResourceError:
@@ -489,10 +497,10 @@ class Connection:
             except trio.ClosedResourceError as error:
                 raise self._ended(error) from error
         if scope.cancelled_caught:
-            raise self._settings.timed_out(limit, self.peer, maybe_executed=True)
+            raise self._late()
         return True
 
-    async def receive_many(self, pipeline: Pipeline, *, wait: bool) -> list[bytes]:
+    async def receive_many(self, pipeline: Pipeline, deadline: float, *, wait: bool) -> list[bytes]:
         """The replies that come next; none if they take longer than the payloads do.
 
         Args:
@@ -501,8 +509,10 @@ class Connection:
         assert self.stream is not None
         if pipeline.fault is not None:
             raise self._ended(None, pipeline)
-        limit = self._settings.timeout if wait else min(pipeline.patience, self._settings.timeout)
-        with trio.move_on_after(max(limit, WORTH_WAITING)) as scope:
+        if not wait:
+            patience = max(pipeline.patience, WORTH_WAITING)
+            deadline = min(deadline, trio.current_time() + patience)
+        with trio.move_on_at(deadline) as scope:
             replies: list[bytes] = []
             while not replies:
                 try:
@@ -513,8 +523,11 @@ class Connection:
                 if not replies and pipeline.fault is not None:
                     raise self._ended(None, pipeline)
         if scope.cancelled_caught and wait:
-            raise self._settings.timed_out(limit, self.peer, maybe_executed=True)
+            raise self._late()
         return replies
+
+    def _late(self) -> NbclientError:
+        return self._settings.timed_out(self._settings.timeout, self.peer, maybe_executed=True)
 
     def _ended(
         self, error: BaseException | None, pipeline: Pipeline | None = None
