@@ -26,19 +26,13 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from itertools import count, islice
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self, TypeAlias
+from typing import TYPE_CHECKING, Self, TypeAlias
 
 from nbclient.dialing import Stream, open_stream
 from nbclient.errors import ClosedError, NbclientError, RequestTimeout
 from nbclient.events import Event, Hook, Watch
-from nbclient.exchange import (
-    Ledger,
-    Pipeline,
-    encode_request,
-    encode_requests,
-    sole_reply,
-    take_at_once,
-)
+from nbclient.exchange import encode_request, encode_requests
+from nbclient.pipeline import Pipeline, take_at_once
 from nbclient.servers import Attempts, Server, Servers
 from nbclient.settings import (
     DEFAULT_TARGET,
@@ -47,17 +41,15 @@ from nbclient.settings import (
     Default,
     Settings,
     Targets,
-    lost,
     reasons_of,
 )
+from nbclient.sync_connection import Connection
 from nbnet.framing import HEADER_SIZE
 from nbnet.notation import Address
 
 if TYPE_CHECKING:
     import ssl
 
-WORTH_WAITING: Final = 0.001
-"""Seconds; the kernel cannot wait for much less."""
 
 Connect: TypeAlias = Callable[[Address, float | None], Stream]
 """Makes a connection to a server, within so many seconds (None: no limit)."""
@@ -125,7 +117,7 @@ class Client:
         connect: Connect | None = None,
     ) -> None:
         self._closed = True  # as long as the arguments may be wrong
-        self._open: weakref.WeakSet[_Connection] = weakref.WeakSet()
+        self._open: weakref.WeakSet[Connection] = weakref.WeakSet()
         self._settings = settings = Settings.read(
             target,
             timeout=timeout,
@@ -244,7 +236,7 @@ class Client:
         """
         with self._lock:
             self._closed = True
-            idle: list[_Connection] = []
+            idle: list[Connection] = []
             for stack in self._idle.values():
                 with suppress(IndexError):
                     while True:
@@ -307,7 +299,7 @@ class Client:
         tell(Event("reply", peer, seconds, size=len(reply), request=number))
         return reply
 
-    def _connection(self, deadline: float, limit: float) -> _Connection:
+    def _connection(self, deadline: float, limit: float) -> Connection:
         """A connection to have for oneself; ``_check_in`` or ``_discard`` has to follow."""
         try:
             if not self._waiting:  # or it would be they who wait for ever
@@ -318,7 +310,7 @@ class Client:
             pass
         return self._check_out(deadline, limit)
 
-    def _ask(self, connection: _Connection, frame: bytes, deadline: float, limit: float) -> bytes:
+    def _ask(self, connection: Connection, frame: bytes, deadline: float, limit: float) -> bytes:
         try:
             reply = connection.ask(frame, deadline, limit)
         except BaseException as error:  # Ctrl-C too: the reply may come all the same
@@ -385,7 +377,7 @@ class Client:
             connection.in_step = pipeline.idle
             self._check_in(connection)
 
-    def _connection_for_replies(self) -> _Connection:
+    def _connection_for_replies(self) -> Connection:
         limit = self._settings.timeout
         deadline = time.monotonic() + limit
         attempts = self._settings.attempts(deadline, idempotent=False)
@@ -397,7 +389,7 @@ class Client:
 
     # The pool --------------------------------------------------------------------
 
-    def _check_out(self, deadline: float, limit: float) -> _Connection:
+    def _check_out(self, deadline: float, limit: float) -> Connection:
         """The same, after having looked at all that there are."""
         reasons: dict[str, str] = {}
         tried: list[Server] = []
@@ -422,7 +414,7 @@ class Client:
                 raise
             return connection
 
-    def _is_fit(self, connection: _Connection) -> bool:
+    def _is_fit(self, connection: Connection) -> bool:
         """Whether the server has left it open, and in step; if not, it is let go of."""
         assert connection.stream is not None
         if not connection.stream.readable():
@@ -430,9 +422,9 @@ class Client:
         self._discard(connection)
         return False
 
-    def _take(self, deadline: float, limit: float, tried: list[Server]) -> _Connection:
+    def _take(self, deadline: float, limit: float, tried: list[Server]) -> Connection:
         """An idle connection, or one that is yet to be made."""
-        evicted: _Connection | None = None
+        evicted: Connection | None = None
         with self._lock:
             behind = self._waiting > 0  # who came first is served first
             while True:
@@ -444,7 +436,7 @@ class Client:
                         return idle.pop()  # the last one used: the others may rest
                     full = len(self._open) >= self._settings.max_connections
                     if not full or (evicted := self._evict()) is not None:
-                        connection = _Connection(server, self._settings, idle)
+                        connection = Connection(server, self._settings, idle)
                         self._open.add(connection)
                         break
                 left = deadline - time.monotonic()
@@ -476,7 +468,7 @@ class Client:
         assert server is not None  # who has tried them all does not ask
         return server
 
-    def _evict(self) -> _Connection | None:
+    def _evict(self) -> Connection | None:
         """Give up an idle connection to another server, to make room."""
         for idle in self._idle.values():
             with suppress(IndexError):
@@ -486,7 +478,7 @@ class Client:
                 return connection
         return None
 
-    def _dial(self, connection: _Connection, deadline: float, limit: float) -> None:
+    def _dial(self, connection: Connection, deadline: float, limit: float) -> None:
         server, settings = connection.server, self._settings
         started = time.monotonic()
         left = min(deadline - started, settings.connect_timeout)
@@ -519,7 +511,7 @@ class Client:
         with self._lock:
             self._servers.failed(server, str(error), time.monotonic())
 
-    def _check_in(self, connection: _Connection) -> None:
+    def _check_in(self, connection: Connection) -> None:
         if not connection.in_step:
             self._discard(connection)
             return
@@ -530,7 +522,7 @@ class Client:
             with self._lock:
                 self._freed.notify()
 
-    def _discard(self, connection: _Connection) -> None:
+    def _discard(self, connection: Connection) -> None:
         with self._lock:
             self._open.discard(connection)
             connection.forget()
@@ -538,7 +530,7 @@ class Client:
                 self._freed.notify()
         self._close(connection)
 
-    def _close(self, connection: _Connection) -> None:
+    def _close(self, connection: Connection) -> None:
         if connection.stream is not None:
             connection.stream.close()
             self._observer(Event("close", connection.peer))
@@ -558,7 +550,7 @@ class Client:
             if connection.stream is not None:
                 connection.stream.close()
         self._open = weakref.WeakSet()
-        self._idle: dict[Server, list[_Connection]] = {s: [] for s in self._servers.all}
+        self._idle: dict[Server, list[Connection]] = {s: [] for s in self._servers.all}
         self._only_idle = self._idle[self._servers.all[0]] if len(self._idle) == 1 else []
         self._lock = threading.RLock()
         self._freed = threading.Condition(self._lock)
@@ -576,134 +568,3 @@ def _forked() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forked)
-
-
-class _Connection:
-    """A stream, once it is connected, and what is outstanding on it."""
-
-    __slots__ = (
-        *("__weakref__", "_settings", "aborted", "counted"),
-        *("idle", "in_step", "peer", "server", "stream"),
-    )
-
-    def __init__(self, server: Server, settings: Settings, idle: list[_Connection]) -> None:
-        self.server = server
-        self.peer = server.name
-        self.idle = idle  # where it waits for its next request
-        self.in_step = True  # as long as no fault, and no byte of something, was left there
-        self.stream: Stream | None = None
-        self.aborted = False
-        self.counted = True
-        server.opened += 1
-        self._settings = settings
-
-    def __del__(self) -> None:
-        # Ctrl-C may come when a connection is in nobody's hands: then it is gone,
-        # and its place with it.
-        self.forget()
-        if self.stream is not None:
-            self.stream.close()
-
-    def forget(self) -> None:
-        """It does not count as a connection to its server any more."""
-        if self.counted:
-            self.counted = False
-            self.server.opened -= 1
-
-    def ask(self, frame: bytes, deadline: float, limit: float) -> bytes:
-        """Send a request and wait for its reply."""
-        stream = self.stream
-        assert stream is not None
-        size = len(frame)
-        sent = 0
-        try:
-            while sent < size:
-                sent += stream.send(frame[sent:] if sent else frame, _left(deadline))
-            data = stream.receive(_left(deadline))
-            reply = sole_reply(data)
-            if reply is not None:
-                return reply
-            ledger = Ledger(self.peer)
-            ledger.sent(1, size)
-            while not (replies := ledger.receive(data)) and ledger.fault is None:
-                data = stream.receive(_left(deadline))
-        except OSError as error:
-            raise self._failed(error, limit, maybe_executed=sent > 0) from error
-        if ledger.fault is not None:
-            # A reply with more behind it may not be the right one.
-            raise self._fault(ledger)
-        self.in_step = ledger.idle
-        return replies[0]
-
-    def send_many(self, pipeline: Pipeline, deadline: float) -> bool:
-        """Send what is to go; whether more can be sent later."""
-        assert self.stream is not None
-        rest = memoryview(pipeline.take())
-        try:
-            while rest:
-                rest = rest[self.stream.send(rest, _left(deadline)) :]
-        except TimeoutError as error:
-            raise self._failed(error, self._settings.timeout, maybe_executed=True) from error
-        except OSError:
-            # Replies sent before may still be there to be read, and reading will
-            # tell of the end.
-            return False
-        return True
-
-    def receive_many(self, pipeline: Pipeline, deadline: float, *, wait: bool) -> list[bytes]:
-        """The replies that come next; none if they take longer than the payloads do.
-
-        Args:
-            wait: whether to wait for one, as no more can be sent without.
-        """
-        assert self.stream is not None
-        if pipeline.fault is not None:
-            raise self._fault(pipeline)
-        if not wait:
-            patience = pipeline.patience
-            if patience < WORTH_WAITING and not self.stream.readable():
-                return []
-            deadline = min(deadline, time.monotonic() + max(patience, WORTH_WAITING))
-        try:
-            while True:
-                replies = pipeline.receive(self.stream.receive(_left(deadline)))
-                if replies:
-                    return replies
-                if pipeline.fault is not None:
-                    raise self._fault(pipeline)
-        except OSError as error:
-            if not wait and isinstance(error, TimeoutError) and error.errno is None:
-                return []
-            raise self._failed(error, self._settings.timeout, maybe_executed=True) from error
-
-    def abort(self) -> None:
-        """Let whoever waits for it find out that the client was closed."""
-        self.aborted = True
-        if self.stream is not None:
-            self.stream.abort()
-
-    def _failed(self, error: OSError, limit: float, *, maybe_executed: bool) -> NbclientError:
-        if self.aborted:
-            return self._settings.closed(self.peer, maybe_executed=maybe_executed)
-        if isinstance(error, TimeoutError) and error.errno is None:
-            return self._settings.timed_out(limit, self.peer, maybe_executed=maybe_executed)
-        return lost(self.peer, error, maybe_executed=maybe_executed)
-
-    def _fault(self, ledger: Ledger) -> NbclientError:
-        if self.aborted:
-            return self._settings.closed(self.peer, maybe_executed=True)
-        return ledger.failure(maybe_executed=True)
-
-
-def _left(deadline: float) -> float | None:
-    """The time left, as streams take it.
-
-    Raises:
-        TimeoutError: there is none.
-    """
-    if deadline == math.inf:
-        return None
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise TimeoutError
-    return left

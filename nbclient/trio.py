@@ -44,13 +44,8 @@ from nbclient.errors import (
     NbclientError,
 )
 from nbclient.events import Event, Hook, Watch
-from nbclient.exchange import (
-    AT_ONCE,
-    Pipeline,
-    encode_request,
-    encode_requests,
-    take_at_once,
-)
+from nbclient.exchange import encode_request, encode_requests
+from nbclient.pipeline import AT_ONCE, Pipeline, take_at_once
 from nbclient.servers import Attempts, Server, Servers
 from nbclient.settings import (
     DEFAULT_TARGET,

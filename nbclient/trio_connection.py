@@ -27,7 +27,8 @@ import trio
 
 from nbclient.errors import ConnectionLost, NbclientError
 from nbclient.events import Event
-from nbclient.exchange import Exchange, Pipeline, Request
+from nbclient.exchange import Exchange, Request
+from nbclient.pipeline import Pipeline
 from nbclient.servers import Server
 from nbclient.settings import Settings, lost, reasons_of
 from nbnet.notation import Address

@@ -110,6 +110,7 @@ def test_a_deadline_is_for_the_whole_request(
             return cls.now
 
     monkeypatch.setattr("nbclient.sync.time", Clock)
+    monkeypatch.setattr("nbclient.sync_connection.time", Clock)
     monkeypatch.setattr("nbclient.dialing.READ_SIZE", 1)
     address = scripted([("expect", b"00003abc"), ("send", b"00003cba"), ("eof", b"")])
     with Client(address, timeout=6.0) as client, pytest.raises(RequestTimeout, match="within 6 s"):
