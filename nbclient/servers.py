@@ -147,10 +147,10 @@ class Attempts:
         "_cap",
         "_idempotent",
         "_jitter",
-        "_maybe_executed",
         "_retries",
         "deadline",
         "made",
+        "maybe_executed",
     )
 
     def __init__(
@@ -168,17 +168,17 @@ class Attempts:
         self._base = base
         self._cap = cap
         self._idempotent = idempotent
-        self._maybe_executed = False
+        self.maybe_executed = False
         self.deadline = deadline
         self._jitter = jitter
 
     def pause(self, error: NbclientError, now: float) -> float | None:
         """Seconds to wait before the next attempt; None if the error is to be raised."""
-        self._maybe_executed = self._maybe_executed or error.maybe_executed
+        self.maybe_executed = self.maybe_executed or error.maybe_executed
         if error.maybe_executed and not self._idempotent:
             return None
         # What is raised in the end is of the last attempt, and speaks for all.
-        error.maybe_executed = self._maybe_executed
+        error.maybe_executed = self.maybe_executed
         if isinstance(error, ClosedError):
             return None
         if isinstance(error, RequestTimeout) and not isinstance(error, ConnectTimeout):

@@ -340,6 +340,7 @@ class Client:
         encode_requests(batch)  # before a connection is made for it
         connection = self._connection_for_replies()
         pipeline = Pipeline(connection.peer, window)
+        limit = self._settings.timeout
         watch: Watch | None = None
         if self._observer.active:
             watch = Watch(self._observer, connection.peer, self._numbers, time.monotonic)
@@ -347,24 +348,29 @@ class Client:
         try:
             pipeline.add(batch, time.monotonic() - started)
             ended = False
+            deadline = time.monotonic() + limit  # of the next reply
             while True:
-                deadline = time.monotonic() + self._settings.timeout  # of the next reply
                 if not connection.send_many(pipeline, deadline):
                     ended = True  # nothing more can be sent; replies may still come
                 if not pipeline.outstanding and pipeline.fault is None:
                     break
                 wait = ended or not pipeline.wanted
-                for reply in connection.receive_many(pipeline, deadline, wait=wait):
+                replies = connection.receive_many(pipeline, deadline, wait=wait)
+                for reply in replies:
                     if connection.aborted:
                         raise self._settings.closed(connection.peer, maybe_executed=True)
                     if watch is not None:
                         watch.replied(reply)
                     yield reply
+                if replies:
+                    deadline = time.monotonic() + limit
                 if not ended and pipeline.fault is None and (wanted := pipeline.wanted):
                     started = time.monotonic()
                     batch, ended = take_at_once(payloads, wanted, time.monotonic)
+                    took = time.monotonic() - started
+                    deadline += took  # that of the iterable does not count
                     if batch:
-                        pipeline.add(batch, time.monotonic() - started)
+                        pipeline.add(batch, took)
                         if watch is not None:
                             watch.sent(batch)
         except NbclientError as error:

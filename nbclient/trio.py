@@ -234,6 +234,7 @@ class AsyncClient(trio.abc.AsyncResource):
             assert call.error is not None
             attempts = attempts or self._settings.attempts(deadline, idempotent=idempotent)
             await self._go_on(connection, call.error, attempts, tried, number)
+            self._check(attempts)
 
     def request_many(
         self,
@@ -372,6 +373,7 @@ class AsyncClient(trio.abc.AsyncResource):
         encode_requests(batch)  # before a connection is made for it
         connection = await self._connection_for_replies()
         pipeline = Pipeline(connection.peer, window)
+        limit = self._settings.timeout
         watch: Watch | None = None
         if self._observer.active:
             watch = Watch(self._observer, connection.peer, self._numbers, trio.current_time)
@@ -379,24 +381,29 @@ class AsyncClient(trio.abc.AsyncResource):
         try:
             pipeline.add(batch, time.monotonic() - started)
             ended = False
+            deadline = trio.current_time() + limit  # of the next reply
             while True:
-                deadline = trio.current_time() + self._settings.timeout  # of the next reply
                 if not await connection.send_many(pipeline, deadline):
                     ended = True  # nothing more can be sent; replies may still come
                 if not pipeline.outstanding and pipeline.fault is None:
                     break
                 wait = ended or not pipeline.wanted
-                for reply in await connection.receive_many(pipeline, deadline, wait=wait):
+                replies = await connection.receive_many(pipeline, deadline, wait=wait)
+                for reply in replies:
                     if connection.closed:
                         raise self._settings.closed(connection.peer, maybe_executed=True)
                     if watch is not None:
                         watch.replied(reply)
                     yield reply
+                if replies:
+                    deadline = trio.current_time() + limit
                 if not ended and pipeline.fault is None and (wanted := pipeline.wanted):
                     started = time.monotonic()
                     batch, ended = await _take(payloads, wanted)
+                    took = time.monotonic() - started
+                    deadline += took  # that of the iterable does not count
                     if batch:
-                        pipeline.add(batch, time.monotonic() - started)
+                        pipeline.add(batch, took)
                         if watch is not None:
                             watch.sent(batch)
         except NbclientError as error:
@@ -488,14 +495,16 @@ class AsyncClient(trio.abc.AsyncResource):
     def _take_idle(self) -> Connection | None:
         """Take a connection that has nothing to do away from those that are shared."""
         for connection in reversed(self._shared):
-            if connection.stream is not None and connection.exchange.idle:
+            in_use = connection.sending or connection.reading  # until its task has run
+            if connection.stream is not None and connection.exchange.idle and not in_use:
                 self._shared.remove(connection)
                 return connection
         return None
 
-    def _check(self) -> None:
+    def _check(self, attempts: Attempts | None = None) -> None:
         if self._closed:
-            raise self._settings.closed()
+            maybe_executed = attempts is not None and attempts.maybe_executed
+            raise self._settings.closed(maybe_executed=maybe_executed)
 
     def _forget(self) -> None:
         """Begin with no connections: of a new client, or of a copy in a forked child.

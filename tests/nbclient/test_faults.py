@@ -67,6 +67,7 @@ import trio
 from trio.testing import MockClock, lockstep_stream_pair, memory_stream_pair
 
 import nbclient.sync
+import nbclient.sync_connection
 from nbclient import AsyncClient, Client, NbclientError, PoolTimeout, RequestTimeout
 from nbclient.exchange import Exchange, Ledger, Request
 from nbclient.servers import Attempts
@@ -1005,7 +1006,8 @@ def play_threads(plan: Plan) -> list[Outcome]:
     world = World(plan.number)
     outcomes: list[Outcome] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nbclient.sync, "time", SimpleNamespace(monotonic=lambda: world.now))
+        for module in (nbclient.sync, nbclient.sync_connection):
+            patch.setattr(module, "time", SimpleNamespace(monotonic=lambda: world.now))
         service = ThreadService(plan, world)
         client = Client(connect=service.connect, **plan.options)
         patch.setattr(client, "_freed", SimulatedCondition(client._lock, world))
