@@ -364,7 +364,7 @@ class AsyncClient(trio.abc.AsyncResource):
     async def _replies(
         self, payloads: Iterator[bytes] | AsyncIterator[bytes], window: int
     ) -> AsyncGenerator[bytes, None]:
-        started = time.monotonic()
+        started = trio.current_time()
         batch, _ = await _take(payloads, 1)
         if not batch:
             self._check()
@@ -379,7 +379,7 @@ class AsyncClient(trio.abc.AsyncResource):
             watch = Watch(self._observer, connection.peer, self._numbers, trio.current_time)
             watch.sent(batch)
         try:
-            pipeline.add(batch, time.monotonic() - started)
+            pipeline.add(batch, trio.current_time() - started)
             ended = False
             deadline = trio.current_time() + limit  # of the next reply
             while True:
@@ -398,9 +398,9 @@ class AsyncClient(trio.abc.AsyncResource):
                 if replies:
                     deadline = trio.current_time() + limit
                 if not ended and pipeline.fault is None and (wanted := pipeline.wanted):
-                    started = time.monotonic()
+                    started = trio.current_time()
                     batch, ended = await _take(payloads, wanted)
-                    took = time.monotonic() - started
+                    took = trio.current_time() - started
                     deadline += took  # that of the iterable does not count
                     if batch:
                         pipeline.add(batch, took)
