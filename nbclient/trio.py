@@ -246,9 +246,9 @@ class AsyncClient(trio.abc.AsyncResource):
 
         The requests are pipelined: payloads are taken, and sent, ahead of the
         replies. So the iterable may be of any length, and memory is bounded;
-        but it must not wait for a reply before it goes on. The timeout is for
-        each next reply and does not count the time that the iterable and the
-        caller take.
+        but it must not wait for a reply before it goes on; while it makes a
+        payload, replies that have come wait. The timeout is for each next reply
+        and does not count the time that the iterable and the caller take.
 
         The replies have a connection to themselves; leaving before the last
         reply closes it, and whoever may leave uses ``contextlib.aclosing``, as
