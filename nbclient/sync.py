@@ -179,7 +179,7 @@ class Client:
             try:
                 if number:
                     return self._observed(frame, deadline, limit, number)
-                return self._attempt(frame, deadline, limit)
+                return self._attempt(frame, deadline, limit)[0]
             except NbclientError as error:
                 attempts = attempts or self._settings.attempts(deadline, idempotent=idempotent)
                 self._pause(attempts, error, number)
@@ -276,9 +276,31 @@ class Client:
 
     # One attempt -----------------------------------------------------------------
 
-    def _attempt(self, frame: bytes, deadline: float, limit: float) -> bytes:
-        connection = self._connection(deadline, limit)
-        return self._ask(connection, frame, deadline, limit)
+    def _attempt(self, frame: bytes, deadline: float, limit: float) -> tuple[bytes, str]:
+        """The reply, and who gave it."""
+        # What stands here costs all requests; what is called, few of them.
+        connection: Connection | None = None
+        if not self._waiting:  # or it would be they who wait for ever
+            try:  # noqa: SIM105  (which costs more, and this costs all requests)
+                connection = self._only_idle.pop()
+            except IndexError:  # none is idle, or there are several servers
+                pass
+        if connection is None or not self._is_fit(connection):
+            connection = self._check_out(deadline, limit)
+        try:
+            reply = connection.ask(frame, deadline, limit)
+        except BaseException as error:  # Ctrl-C too: the reply may come all the same
+            self._discard(connection)
+            if isinstance(error, RequestTimeout):
+                self._unanswered(connection.server, error)
+            raise
+        if connection.in_step:
+            connection.idle.append(connection)
+            if self._closed or self._waiting:
+                self._given_back()
+        else:
+            self._discard(connection)
+        return reply, connection.peer
 
     def _observed(self, frame: bytes, deadline: float, limit: float, number: int) -> bytes:
         """The same, for whoever watches."""
@@ -287,38 +309,15 @@ class Client:
         tell(Event("request", peer, size=len(frame) - HEADER_SIZE, request=number))
         started = time.monotonic()
         try:
-            connection = self._connection(deadline, limit)
-            peer = connection.peer
-            reply = self._ask(connection, frame, deadline, limit)
+            reply, peer = self._attempt(frame, deadline, limit)
         except BaseException as error:
             seconds = time.monotonic() - started
             cause = error if isinstance(error, NbclientError) else None
+            peer = cause.peer if cause and cause.peer else peer
             tell(Event("failed", peer, seconds, request=number, error=cause))
             raise
         seconds = time.monotonic() - started
         tell(Event("reply", peer, seconds, size=len(reply), request=number))
-        return reply
-
-    def _connection(self, deadline: float, limit: float) -> Connection:
-        """A connection to have for oneself; ``_check_in`` or ``_discard`` has to follow."""
-        try:
-            if not self._waiting:  # or it would be they who wait for ever
-                connection = self._only_idle.pop()
-                if self._is_fit(connection):
-                    return connection
-        except IndexError:  # none is idle, or there are several servers
-            pass
-        return self._check_out(deadline, limit)
-
-    def _ask(self, connection: Connection, frame: bytes, deadline: float, limit: float) -> bytes:
-        try:
-            reply = connection.ask(frame, deadline, limit)
-        except BaseException as error:  # Ctrl-C too: the reply may come all the same
-            self._discard(connection)
-            if isinstance(error, RequestTimeout):
-                self._unanswered(connection.server, error)
-            raise
-        self._check_in(connection)
         return reply
 
     def _pause(self, attempts: Attempts, error: NbclientError, number: int) -> None:
@@ -522,8 +521,12 @@ class Client:
             self._discard(connection)
             return
         connection.idle.append(connection)
+        self._given_back()
+
+    def _given_back(self) -> None:
+        """A connection is idle again. Who waits, or closes, may have looked just before."""
         if self._closed:
-            self.close()  # which may have looked just before
+            self.close()
         elif self._waiting:
             with self._lock:
                 self._freed.notify()

@@ -60,8 +60,9 @@ class Connection:
         size = len(frame)
         sent = 0
         try:
+            sent = stream.send(frame, _left(deadline))
             while sent < size:
-                sent += stream.send(frame[sent:] if sent else frame, _left(deadline))
+                sent += stream.send(frame[sent:], _left(deadline))
             data = stream.receive(_left(deadline))
             reply = sole_reply(data)
             if reply is not None:
