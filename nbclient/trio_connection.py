@@ -349,7 +349,7 @@ class Connection:
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
             # Replies sent before may still be there to be read, and reading will
             # tell of the end.
-            self._broken = True
+            self._broken = self._retired = True
             self._owner.retire(self)
         except trio.Cancelled:
             self._cut_off(scope)

@@ -815,7 +815,8 @@ def test_receiving_under_tls_ends_when_another_thread_aborts(
         wait_asleep(thread)
         stream.abort()
         thread.join(LONG / 2)
-        assert results == [b""]
+        (result,) = results  # the end, or a reset: interpreters differ
+        assert result == b"" or isinstance(result, ConnectionResetError)
 
 
 def test_behind_an_abort_nothing_is_received_that_was_not_decrypted(
@@ -829,7 +830,10 @@ def test_behind_an_abort_nothing_is_received_that_was_not_decrypted(
         peer.agreed().sendall(b"hello")
         wait_readable(stream._socket)
         stream.abort()
-        assert stream.receive(5.0) in (b"hello", b"")
+        try:
+            assert stream.receive(5.0) in (b"hello", b"")
+        except ConnectionResetError:  # as above
+            pass
 
 
 @pytest.mark.usefixtures("many_descriptors")

@@ -4,8 +4,8 @@ A plan says which requests are made when, by concurrent callers, with which
 timeouts and cancellations; and what goes wrong with connecting, with sending,
 with each reply, with connections, and when the client is closed. It is made from
 its number by ``random.Random``: a plan is the same at each run, and a failure
-names its number. (Not by Hypothesis: to draw a plan took it longer than to play
-it. So nothing is shrunk; plans are small.) All of it happens in simulated time,
+names its number. (Not by Hypothesis, so that ten thousand are quick to make:
+nothing is shrunk, but plans are small.) All of it happens in simulated time,
 on a grid that makes things coincide.
 
 A plan is played on five grounds:
