@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import socket
 from collections.abc import Iterator
 
@@ -11,6 +12,10 @@ from trio.testing import MockClock, trio_test
 
 from nbnet import Server
 from nbnet.notation import Target
+
+
+# Tests start processes by the hundred: these are not to compile everything each time.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
