@@ -13,7 +13,6 @@ from trio.testing import MockClock, trio_test
 from nbnet import Server
 from nbnet.notation import Target
 
-
 # Tests start processes by the hundred: these are not to compile everything each time.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
