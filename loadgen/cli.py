@@ -1,32 +1,46 @@
-"""The command ``loadgen``."""
+"""The command ``loadgen``: its options, what they mean together, and what it prints."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
-from types import FrameType
-from typing import Annotated
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, TypeVar
 
 import typer
 
-from loadgen.embedded import EmbeddedServerError, embedded_server
-from loadgen.plan import Job, Plan, PlanError, check_machine, resolve
+from loadgen.embedded import EmbeddedServerError
+from loadgen.plan import Plan, PlanError, TlsPlan, parse_rate, parse_stages
 from loadgen.report import Run
 from loadgen.report import json as json_report
-from loadgen.report.progress import live_progress
 from loadgen.report.terminal import summary
-from loadgen.tally import Tally
-from loadgen.verdict import EXIT_NO_CONNECTION, judge
-from loadgen.workers import WorkerError, Workers
+from loadgen.running import Site, run
+from loadgen.traffic import Traffic, TrafficError, parse_sizes, read_payloads
+from loadgen.verdict import EXIT_NO_CONNECTION
+from loadgen.workers import WorkerError
 from nbnet.command import EXIT_FAILED, EXIT_USAGE, CommandError, make_app, parsed, version_option
 from nbnet.command import run as run_command
-from nbnet.notation import Target, parse_count, parse_duration, parse_target
+from nbnet.notation import Address, parse_address, parse_count, parse_duration
 
+UNBOUNDED = 24 * 3600.0
+"""Seconds that a run with --requests and no --duration may take."""
+
+_LOAD = "The load"
+_TRAFFIC = "What is sent, and what has to come back"
+_LIMITS = "Connections and limits"
+_TLS = "TLS"
+
+T = TypeVar("T")
 app = make_app(subcommand_metavar="")
+
+
+class Arrivals(StrEnum):
+    """How the requests of an open loop are spread."""
+
+    constant = "constant"
+    poisson = "poisson"
 
 
 def main() -> None:
@@ -43,57 +57,399 @@ def loadgen(
         ),
     ] = "50",
     duration: Annotated[
-        str,
+        str | None,
         typer.Option(
-            "--duration", "-d", metavar="TIME", help="How long to measure: 500ms, 30s, 1m30s."
+            "--duration",
+            "-d",
+            metavar="TIME",
+            show_default="10s",
+            help="How long to measure: 500ms, 30s, 1m30s.",
         ),
-    ] = "10s",
+    ] = None,
     target: Annotated[
         str | None,
         typer.Option(
             "--target",
             "-t",
-            metavar="HOST:PORT",
-            help="The server. Without it, the bundled one is started.",
+            metavar="TARGET",
+            help="The server: HOST:PORT, [IPv6]:PORT, tls://HOST:PORT or unix:PATH. "
+            "Without it, the bundled one is started.",
         ),
     ] = None,
-    payload: Annotated[
-        str, typer.Option("--payload", metavar="TEXT", help="What each request carries.")
-    ] = "abc",
+    rate: Annotated[
+        str | None,
+        typer.Option(
+            "--rate",
+            "-r",
+            metavar="N",
+            help="Requests a second, of all connections together: 500, 50k. They are sent when "
+            "they are due, and their latency counts from then. Without it, each connection sends "
+            "its next request when the reply has come.",
+        ),
+    ] = None,
+    workers: Annotated[
+        str,
+        typer.Option(
+            "--workers", "-w", metavar="N|auto", help="Processes; auto: the cores that are free."
+        ),
+    ] = "1",
     json: Annotated[
         str | None,
         typer.Option(
             "--json", metavar="FILE", help="Write the figures as JSON; - is standard output."
         ),
     ] = None,
+    arrivals: Annotated[
+        Arrivals | None,
+        typer.Option(
+            "--arrivals",
+            show_default="constant",
+            rich_help_panel=_LOAD,
+            help="With --rate: evenly spread, or random as of many independent users.",
+        ),
+    ] = None,
+    stages: Annotated[
+        str | None,
+        typer.Option(
+            "--stages",
+            metavar="TIME:RATE,...",
+            rich_help_panel=_LOAD,
+            help="Change the rate in straight lines: 10s:10k,30s:50k begins at --rate, or nought.",
+        ),
+    ] = None,
+    warmup: Annotated[
+        str,
+        typer.Option(
+            "--warmup", metavar="TIME", rich_help_panel=_LOAD, help="Send so long before measuring."
+        ),
+    ] = "0s",
+    requests: Annotated[
+        str | None,
+        typer.Option(
+            "--requests", "-n", metavar="N", rich_help_panel=_LOAD, help="Send so many, then end."
+        ),
+    ] = None,
+    think: Annotated[
+        str,
+        typer.Option(
+            "--think",
+            metavar="TIME",
+            rich_help_panel=_LOAD,
+            help="Wait so long after each reply, without --rate.",
+        ),
+    ] = "0s",
+    pipeline: Annotated[
+        str,
+        typer.Option(
+            "--pipeline",
+            metavar="N",
+            rich_help_panel=_LOAD,
+            help="Requests in flight on a connection, at most.",
+        ),
+    ] = "1",
+    active: Annotated[
+        str | None,
+        typer.Option(
+            "--active",
+            metavar="N",
+            show_default="all",
+            rich_help_panel=_LOAD,
+            help="Connections that send; the others are held idle.",
+        ),
+    ] = None,
+    requests_per_conn: Annotated[
+        str | None,
+        typer.Option(
+            "--requests-per-conn",
+            metavar="N",
+            rich_help_panel=_LOAD,
+            help="Close a connection after so many replies, and make a new one.",
+        ),
+    ] = None,
+    seed: Annotated[
+        int,
+        typer.Option(
+            "--seed",
+            metavar="N",
+            rich_help_panel=_LOAD,
+            help="Of all that is random: the same seed, the same load.",
+        ),
+    ] = 1,
+    payload: Annotated[
+        str | None,
+        typer.Option(
+            "--payload",
+            metavar="TEXT",
+            show_default="abc",
+            rich_help_panel=_TRAFFIC,
+            help="What each request carries.",
+        ),
+    ] = None,
+    payload_size: Annotated[
+        str | None,
+        typer.Option(
+            "--payload-size",
+            metavar="SIZE",
+            rich_help_panel=_TRAFFIC,
+            help="Random text of so many bytes: 512, 16-1KiB, lognormal:MEDIAN,SIGMA.",
+        ),
+    ] = None,
+    payload_file: Annotated[
+        str | None,
+        typer.Option(
+            "--payload-file",
+            metavar="FILE",
+            rich_help_panel=_TRAFFIC,
+            help="One payload a line, in turn; frames:FILE for a file of frames.",
+        ),
+    ] = None,
+    payload_unique: Annotated[
+        bool,
+        typer.Option(
+            "--payload-unique",
+            rich_help_panel=_TRAFFIC,
+            help="Put a number of its own into each, so that a stale or swapped reply shows.",
+        ),
+    ] = False,
+    expect: Annotated[
+        str,
+        typer.Option(
+            "--expect",
+            metavar="WHAT",
+            rich_help_panel=_TRAFFIC,
+            help="reverse, echo, none (any well-formed reply), or module:function.",
+        ),
+    ] = "reverse",
+    timeout: Annotated[
+        str,
+        typer.Option(
+            "--timeout",
+            metavar="TIME",
+            rich_help_panel=_LIMITS,
+            help="How long a reply may take before its connection is given up.",
+        ),
+    ] = "10s",
+    grace: Annotated[
+        str,
+        typer.Option(
+            "--grace",
+            metavar="TIME",
+            rich_help_panel=_LIMITS,
+            help="How long replies may come after the end.",
+        ),
+    ] = "2s",
+    connect_rate: Annotated[
+        str | None,
+        typer.Option(
+            "--connect-rate",
+            metavar="N",
+            rich_help_panel=_LIMITS,
+            help="Connections begun a second, at most.",
+        ),
+    ] = None,
+    connect_timeout: Annotated[
+        str,
+        typer.Option(
+            "--connect-timeout",
+            metavar="TIME",
+            rich_help_panel=_LIMITS,
+            help="How long all connecting may take, beside what --connect-rate asks.",
+        ),
+    ] = "10s",
+    reconnect: Annotated[
+        bool,
+        typer.Option(
+            "--reconnect/--no-reconnect",
+            rich_help_panel=_LIMITS,
+            help="Replace connections that fail.",
+        ),
+    ] = True,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--source",
+            metavar="ADDRESS",
+            rich_help_panel=_LIMITS,
+            help="Connect from this address of this machine; repeat it to use several in turn. "
+            "On loopback 127.0.0.0/8 is used when one is not enough.",
+        ),
+    ] = None,
+    tls_ca: Annotated[
+        str | None,
+        typer.Option(
+            "--tls-ca",
+            metavar="FILE",
+            rich_help_panel=_TLS,
+            help="Who may sign the server's certificate, instead of the system's.",
+        ),
+    ] = None,
+    tls_cert: Annotated[
+        str | None,
+        typer.Option(
+            "--tls-cert",
+            metavar="FILE",
+            rich_help_panel=_TLS,
+            help="The certificate to show to the server.",
+        ),
+    ] = None,
+    tls_key: Annotated[
+        str | None,
+        typer.Option(
+            "--tls-key",
+            metavar="FILE",
+            rich_help_panel=_TLS,
+            help="Its private key, if it stands in a file of its own.",
+        ),
+    ] = None,
+    tls_server_name: Annotated[
+        str | None,
+        typer.Option(
+            "--tls-server-name",
+            metavar="NAME",
+            rich_help_panel=_TLS,
+            help="The name in the server's certificate, if it is not the host's.",
+        ),
+    ] = None,
     _version: Annotated[bool, version_option("loadgen")] = False,
 ) -> None:
     """Load a server of framed messages, verify every reply, report latency and throughput.
 
-    Every connection sends a request, waits for its reply, compares it byte for
-    byte with the reversed payload, and sends the next one.
+    Each reply is compared byte for byte with what has to come back: by default
+    the payload backwards, as the bundled server answers.
 
     Exit codes: 0 all replies right; 1 wrong replies, failed requests or lost
     connections; 2 usage, or more than this machine can do; 4 no connection;
     130 interrupted (the report is printed).
 
-    Example: loadgen --conns 5000 --duration 30s
+    Examples:
+
+    loadgen --conns 5000 --duration 30s
+
+    loadgen --target 10.0.0.7:6789 --rate 20k --arrivals poisson --payload-unique
     """
     try:
+        traffic = _traffic(payload, payload_size, payload_file, payload_unique, expect)
+        count = _optional("--requests", parse_count, requests)
+        steps = _optional("--stages", parse_stages, stages) or ()
         plan = Plan(
             connections=parsed("--conns", parse_count, conns),
-            duration=parsed("--duration", parse_duration, duration),
-            payload=os.fsencode(payload),
+            duration=_duration(duration, steps, count),
+            rate=_optional("--rate", parse_rate, rate),
+            stages=steps,
+            poisson=arrivals is Arrivals.poisson,
+            requests=count,
+            think=parsed("--think", parse_duration, think),
+            pipeline=parsed("--pipeline", parse_count, pipeline),
+            active=_optional("--active", parse_count, active),
+            requests_per_connection=_optional(
+                "--requests-per-conn", parse_count, requests_per_conn
+            ),
+            reconnect=reconnect,
+            traffic=traffic,
+            warmup=parsed("--warmup", parse_duration, warmup),
+            connect_rate=_optional("--connect-rate", parse_rate, connect_rate),
+            connect_timeout=parsed("--connect-timeout", parse_duration, connect_timeout),
+            timeout=parsed("--timeout", parse_duration, timeout),
+            grace=parsed("--grace", parse_duration, grace),
+            seed=seed,
         )
-        server = parsed("--target", parse_target, target) if target is not None else None
+        if arrivals is not None and not plan.is_open_loop:
+            raise CommandError("--arrivals: needs --rate or --stages", EXIT_USAGE)
+        server = _optional("--target", parse_address, target)
+        site = Site(
+            target=server,
+            workers=None if workers == "auto" else parsed("--workers", _parse_workers, workers),
+            sources=tuple(source or ()),
+            tls=_tls(server, tls_ca, tls_cert, tls_key, tls_server_name),
+        )
         if json is not None:
             _check_writable(json)
-        code = _load(plan, server, json)
-    except PlanError as error:
+        code = run(plan, site, lambda finished: _report(finished, json))
+    except (PlanError, TrafficError) as error:
         raise CommandError(str(error), EXIT_USAGE) from error
     except (EmbeddedServerError, WorkerError) as error:
         raise CommandError(str(error), EXIT_FAILED) from error
     raise typer.Exit(code)
+
+
+def _optional(option: str, parse: Callable[[str], T], text: str | None) -> T | None:
+    return None if text is None else parsed(option, parse, text)
+
+
+def _duration(
+    text: str | None, stages: tuple[tuple[float, float], ...], requests: int | None
+) -> float:
+    """What is asked, else what the stages take; a number of requests alone is no time."""
+    if text is not None:
+        return parsed("--duration", parse_duration, text)
+    if stages:
+        return sum(seconds for seconds, _ in stages)
+    return 10.0 if requests is None else UNBOUNDED
+
+
+def _parse_workers(text: str) -> int:
+    try:
+        count = parse_count(text)
+    except ValueError:
+        count = 0
+    if count < 1:
+        raise ValueError(f"{text!r} is no number of workers: expected 1, 2 ... or auto")
+    return count
+
+
+def _traffic(
+    text: str | None, size: str | None, file: str | None, unique: bool, expect: str
+) -> Traffic:
+    given = [
+        option
+        for option, value in (
+            ("--payload", text),
+            ("--payload-size", size),
+            ("--payload-file", file),
+        )
+        if value is not None
+    ]
+    if len(given) > 1:
+        raise CommandError(f"{given[0]} and {given[1]}: give one of them", EXIT_USAGE)
+    return Traffic(
+        payload=os.fsencode(text) if text is not None else b"abc",
+        sizes=_optional("--payload-size", parse_sizes, size),
+        payloads=() if file is None else _read_payloads(file),
+        unique=unique,
+        expect=expect,
+    )
+
+
+def _read_payloads(file: str) -> tuple[bytes, ...]:
+    path = file.removeprefix("frames:")
+    try:
+        return read_payloads(Path(path).read_bytes(), frames=path != file)
+    except OSError as error:
+        raise CommandError(f"--payload-file: {path}: {error.strerror}", EXIT_USAGE) from error
+    except ValueError as error:
+        raise CommandError(f"--payload-file: {path}: {error}", EXIT_USAGE) from error
+
+
+def _tls(
+    target: Address | None,
+    ca: str | None,
+    cert: str | None,
+    key: str | None,
+    server_name: str | None,
+) -> TlsPlan | None:
+    if target is None or not target.tls:
+        if ca or cert or key or server_name:
+            raise CommandError("--tls-...: needs a target tls://HOST:PORT", EXIT_USAGE)
+        return None
+    if key and not cert:
+        raise CommandError("--tls-key: needs --tls-cert", EXIT_USAGE)
+    from nbnet.tls import client_context  # takes its time, and most do without
+
+    try:
+        client_context(ca, cert, key)
+    except ValueError as error:
+        raise CommandError(str(error), EXIT_USAGE) from error
+    return TlsPlan(server_name=server_name or target.host, authority=ca, certificate=cert, key=key)
 
 
 def _check_writable(path: str) -> None:
@@ -103,49 +459,12 @@ def _check_writable(path: str) -> None:
         raise CommandError(f"--json: cannot write {path}: {error.strerror}", EXIT_USAGE) from error
 
 
-def _load(plan: Plan, target: Target | None, json: str | None) -> int:
-    """Run the plan, print and save what it came to; give the exit code."""
-    check_machine(plan)
-    with contextlib.ExitStack() as stack:
-        embedded = target is None
-        if target is None:
-            # Its limit of open files is the one that the check above has raised.
-            target = stack.enter_context(embedded_server())
-            print(f"no --target: started the bundled server on {target}", file=sys.stderr)
-        try:
-            address = resolve(target)
-        except OSError as error:
-            raise CommandError(
-                f"cannot connect to {target}: {error.strerror}", EXIT_NO_CONNECTION
-            ) from error
-        tally = Tally()
-        started_at = datetime.now(UTC)
-        with Workers([Job(plan, address)]) as workers, _interrupts_stop(workers) as interrupted:
-            with live_progress(plan) as draw:
-                for snapshot in workers:
-                    tally.add(snapshot)
-                    draw(tally)
-            # Reported before anything is waited for, so that a further Ctrl-C
-            # cannot lose what was measured.
-            return _report(
-                Run(
-                    plan=plan,
-                    target=target,
-                    embedded=embedded,
-                    started_at=started_at,
-                    interrupted=interrupted(),
-                    tally=tally,
-                    verdict=judge(tally.counts, interrupted=interrupted()),
-                ),
-                json,
-            )
-
-
-def _report(run: Run, json: str | None) -> int:
-    if run.verdict.exit_code == EXIT_NO_CONNECTION:
-        reasons = ", ".join(kind.removeprefix("connect: ") for kind in run.tally.counts.errors)
+def _report(finished: Run, json: str | None) -> int:
+    """Print and save what a run came to; give the exit code."""
+    if finished.verdict.exit_code == EXIT_NO_CONNECTION:
+        reasons = ", ".join(kind.removeprefix("connect: ") for kind in finished.tally.counts.errors)
         raise CommandError(
-            f"cannot connect to {run.target}: {reasons} "
+            f"cannot connect to {finished.target}: {reasons} "
             "(start a server with: nbnet serve; or leave --target away to use the bundled one)",
             EXIT_NO_CONNECTION,
         )
@@ -154,34 +473,11 @@ def _report(run: Run, json: str | None) -> int:
     unsaved: OSError | None = None
     if json is not None:
         try:
-            json_report.write(run, json)
+            json_report.write(finished, json)
         except OSError as error:
             unsaved = error
     # Standard output belongs to the JSON where it is asked for there.
-    print(summary(run), file=sys.stderr if json == "-" else sys.stdout, flush=True)
+    print(summary(finished), file=sys.stderr if json == "-" else sys.stdout, flush=True)
     if unsaved is not None:
         raise CommandError(f"cannot write {json}: {unsaved.strerror}", EXIT_FAILED) from unsaved
-    return run.verdict.exit_code
-
-
-@contextlib.contextmanager
-def _interrupts_stop(workers: Workers) -> Iterator[Callable[[], bool]]:
-    """The first SIGINT or SIGTERM has the workers report, the second ends at once.
-
-    Gives what tells whether there was one.
-    """
-    seen = False
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        nonlocal seen
-        if seen:
-            raise KeyboardInterrupt
-        seen = True
-        workers.stop()
-
-    before = {each: signal.signal(each, interrupt) for each in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: seen
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return finished.verdict.exit_code

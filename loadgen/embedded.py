@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from loadgen import children
 from nbnet import serve
 from nbnet.machine import raise_fd_limit
-from nbnet.notation import Target, parse_target
+from nbnet.notation import Address, parse_address
 
 
 class EmbeddedServerError(RuntimeError):
@@ -18,7 +18,7 @@ class EmbeddedServerError(RuntimeError):
 
 
 @contextlib.contextmanager
-def embedded_server() -> Iterator[Target]:
+def embedded_server() -> Iterator[Address]:
     """Start the bundled server on a free port of 127.0.0.1; stop it at the end.
 
     Raises:
@@ -30,7 +30,7 @@ def embedded_server() -> Iterator[Target]:
         line = child.stdout.readline().decode()
         if not line:
             raise EmbeddedServerError("the bundled server did not start")
-        yield parse_target(line.strip())
+        yield parse_address(line.strip())
     finally:
         child.terminate()
         children.reap(child)

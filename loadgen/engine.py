@@ -1,33 +1,35 @@
 """The load loop of one process: connect, send, verify, record.
 
-Closed loop: every connection has one request in flight and sends the next one
-as soon as the reply is verified. The engine touches the outside only through
-what it is given: a way to dial, a poller, a clock, a control descriptor and a
-place for its snapshots; so a simulation can run this code as it stands.
+The engine touches the outside only through what it is given: a way to dial, a
+poller, clocks, a control and a place for its snapshots; so a simulation can run
+this code as it stands. Its phases follow each other: connect, wait for the word
+to start, warm up, measure, drain.
 
 The rules:
 
 * every reply is compared byte for byte with the expected one, however the
   stream was cut; a connection that answers wrongly is out of step and closed;
-* the fast path of ``_measure`` costs a read, a look at the clock and a send,
-  and counts nothing else: the rest follows from the latencies it collects;
+* in the plain closed loop (``_pump_plain``) a request costs a read, a look at
+  the clock and a send; all else follows from the latencies it collects. What is
+  due by the clock, or by more than a reply, goes through ``_pump``;
+* whatever is due is sent between any two events, not only between batches;
 * nothing a server does keeps the engine longer than its deadlines.
-
-Three phases follow each other: ``_connect``, ``_measure``, ``_drain``.
 """
 
 from __future__ import annotations
 
-import errno
-import os
-from collections.abc import Callable
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
 
-from loadgen.histogram import bucket_indices
+from loadgen.connection import NEVER, kind_of_error
+from loadgen.load import Load
+from loadgen.opening import Dialer
 from loadgen.plan import Plan
-from loadgen.tally import MISMATCHES_KEPT, Counts, Mismatch, Phase, Snapshot
-from loadgen.traffic import Message
-from nbnet.pollers import ERROR, READ, WRITE, Poller
+from loadgen.recording import FOLD_AT, Recorder
+from loadgen.schedule import Schedule
+from loadgen.tally import Counts, Phase, Snapshot
+from loadgen.traffic import Pool
+from nbnet.pollers import READ, Poller
 
 MAX_EVENTS: Final = 8192
 """Events taken in one batch."""
@@ -36,61 +38,31 @@ READ_SIZE: Final = 64 * 1024
 CONNECTING_AT_ONCE: Final = 512
 """Connections begun and not made yet: well under a usual backlog, which would
 drop what is over it and make the kernel wait a second before it tries again."""
-FOLD_AT: Final = 500
-"""Latencies collected before they are counted, after the batch in which it comes
-to so many; counting them takes about as long as ten requests."""
+TRY_AGAIN: Final = 1_000_000
+"""Nanoseconds until a connection is tried again that could not be begun."""
 SNAPSHOT_EVERY: Final = 250_000_000
 """Nanoseconds between snapshots."""
-
+LOOK_EVERY: Final = 20_000_000
+"""Nanoseconds between looks at timeouts and at what is to be replaced."""
+LOOKS_A_TIMEOUT: Final = 4
+"""How often each connection is looked at within the time that a reply may take ..."""
+MOST_SHARES: Final = 12
+"""... but at least once in so many looks."""
 SURPLUS_WAIT: Final = 20_000_000
 """Nanoseconds, beside the longest latency, in which replies that nobody asked
 for may come after the last one that was."""
+SPIN: Final = 20_000
+"""Nanoseconds for which it does not pay to have the kernel wait."""
 
 
-class Socket(Protocol):
-    """What the engine needs of a connecting or connected, non-blocking socket."""
+class Control(Protocol):
+    """How the engine is told to start and to stop."""
 
-    def recv(self, size: int, /) -> bytes: ...
-    def send(self, data: bytes | memoryview, /) -> int: ...
-    def close(self) -> None: ...
-    def fileno(self) -> int: ...
+    def fileno(self) -> int:
+        """A descriptor that is readable when there is something to read."""
 
-
-class _Connection:
-    """A connection of the load.
-
-    ``since`` is when its request was sent or, before any, its making begun;
-    ``matched`` bytes of the reply are verified so far; ``rest`` is what the
-    kernel has not taken of the request; ``partial`` says that one of the two is
-    not nought, so that the next read is not simply a whole reply.
-    """
-
-    __slots__ = (
-        "ended",
-        "fd",
-        "in_flight",
-        "matched",
-        "number",
-        "partial",
-        "recv",
-        "rest",
-        "send",
-        "since",
-        "socket",
-    )
-
-    def __init__(self, socket: Socket, number: int, now: int) -> None:
-        self.socket = socket
-        self.number = number
-        self.fd = socket.fileno()
-        self.recv = socket.recv
-        self.send = socket.send
-        self.since = now
-        self.matched = 0
-        self.rest = b""
-        self.partial = False
-        self.in_flight = False
-        self.ended = False
+    def read(self) -> int | None:
+        """The moment to start, on the engine's clock; None is the word to stop."""
 
 
 class Engine:
@@ -98,374 +70,338 @@ class Engine:
 
     Args:
         plan: what to do.
-        message: the request to send and the reply to expect.
-        dial: begins a connection and gives its non-blocking socket; raises
-            ``OSError`` when the kernel refuses at once.
-        connect_error: the errno of a connection that was begun and has become
-            writable; 0 if it is made.
+        pool: the requests to send and the replies to expect.
+        schedule: when to send; None in a closed loop.
+        dialer: makes connections.
         poller: what waits for events; the engine does not close it.
+        wait: waits up to so many seconds until the poller has an event, more
+            exactly than the poller, which epoll has round up to a millisecond;
+            whether there is one.
         clock: monotonic nanoseconds.
         cpu_clock: nanoseconds of processor time used by this process.
-        control: a descriptor that becomes readable when the run is to stop.
+        control: tells to start and to stop.
         emit: takes the snapshots, several a second; the last is ``DONE``.
     """
 
     def __init__(
         self,
         plan: Plan,
-        message: Message,
+        pool: Pool,
+        schedule: Schedule | None = None,
         *,
-        dial: Callable[[], Socket],
-        connect_error: Callable[[Any], int],
+        dialer: Dialer,
         poller: Poller,
+        wait: Callable[[float], object],
         clock: Callable[[], int],
         cpu_clock: Callable[[], int],
-        control: int,
+        control: Control,
         emit: Callable[[Snapshot], None],
     ) -> None:
         self._plan = plan
-        self._message = message
-        self._dial = dial
-        self._connect_error = connect_error
+        self._pool = pool
         self._poller = poller
+        self._wait = wait
         self._clock = clock
         self._cpu_clock = cpu_clock
         self._control = control
+        self._control_fd = control.fileno()
         self._emit = emit
-        self._connections: dict[int, _Connection] = {}
-        self._ended: list[_Connection] = []  # to be closed after the batch
+        self._recorder = Recorder(open_loop=plan.is_open_loop)
+        self._load = Load(
+            plan, pool, schedule, self._recorder, dialer=dialer, poller=poller, clock=clock
+        )
+        # One byte more than expected, to see what a server sends too much.
+        several = plan.pipeline > 1 or pool.any_reply
+        wanted = READ_SIZE if several else pool.longest_reply + 1
+        self._read_size = max(dialer.read_size, min(wanted, READ_SIZE))
         self._phase = Phase.CONNECTING
-        self._stopped = False  # by the control descriptor
-        self._sending = False  # whether a verified reply is followed by a request
-        self._counts = Counts()
-        self._mismatches: list[Mismatch] = []
-        self._mismatches_kept = 0
-        self._latencies: list[int] = []
+        self._start: int | None = None  # as the control says
+        self._stopped = False  # by the control
         self._started = 0  # when measuring began
+        self._end = NEVER  # when it is to end
         self._until = 0  # up to when the next snapshot counts, as planned
         self._elapsed = 0.0  # seconds measured, once that is over
-        self._slowest = 0  # the longest latency
-        self._awaited = 0  # replies still to come while draining
+        self._next_report = 0
+        self._next_look = 0
+        self._watched = 0  # up to when requests in flight are integrated
+        looks = int(plan.timeout * 1e9) // (LOOKS_A_TIMEOUT * LOOK_EVERY)
+        self._shares = max(1, min(looks, MOST_SHARES))
 
     def run(self) -> None:
         """Connect, measure for the plan's duration, wait for late replies; report all along."""
-        self._poller.register(self._control, READ)
+        self._poller.register(self._control_fd, READ)
         try:
             self._connect()
-            if self._connections and not self._stopped:
+            if self._load.connections and not self._stopped:
+                self._await_start()
+            if not self._stopped and self._load.connections:
                 self._measure()
                 self._drain()
         finally:
             self._phase = Phase.DONE
-            for connection in self._connections.values():
-                self._close(connection)
-            self._connections.clear()
+            self._load.close_all()
             if not self._stopped:
-                self._poller.unregister(self._control)
+                self._poller.unregister(self._control_fd)
         self._report(self._elapsed)
 
-    # Connecting --------------------------------------------------------------
+    # Connecting -----------------------------------------------------------------
 
     def _connect(self) -> None:
         """Open the plan's connections, a few hundred at a time."""
-        plan, clock, poller = self._plan, self._clock, self._poller
-        deadline = clock() + int(plan.connect_timeout * 1e9)
-        next_report = clock() + SNAPSHOT_EVERY
-        begun: dict[int, _Connection] = {}
+        plan, clock, opener = self._plan, self._clock, self._load.opener
+        senders = plan.senders
+        begun_at = now = clock()
+        deadline = now + int(plan.connect_seconds * 1e9)
+        interval = 1e9 / plan.connect_rate if plan.connect_rate else 0.0
+        next_report = now + SNAPSHOT_EVERY
         asked = 0
-        while (asked < plan.connections or begun) and not self._stopped:
-            while asked < plan.connections and len(begun) < CONNECTING_AT_ONCE:
+        due = now  # when the next one may be begun
+        while (asked < plan.connections or opener) and not self._stopped:
+            while asked < plan.connections and len(opener) < CONNECTING_AT_ONCE and due <= now:
+                if not opener.begin(asked + 1, sends=asked < senders):
+                    due = now + TRY_AGAIN
+                    break
                 asked += 1
-                begun_at = clock()
-                try:
-                    connection = _Connection(self._dial(), asked, begun_at)
-                except OSError as error:
-                    self._fail_to_connect(error.errno)
-                    continue
-                begun[connection.fd] = connection
-                poller.register(connection.fd, WRITE)
-            now = clock()
+                due = begun_at + round(asked * interval)
+                now = clock()
             if now >= deadline:
                 break
             if now >= next_report:
                 next_report = now + SNAPSHOT_EVERY
                 self._report(0.0)
-            wait = min(deadline, next_report) - now
-            for fd, _ in poller.poll(wait / 1e9, MAX_EVENTS):
-                if fd in begun:
-                    self._finish_connecting(begun.pop(fd))
-                else:
-                    self._handle(fd, READ)
-            self._close_ended()
-        for connection in begun.values():
-            self._close(connection)
-        if not self._stopped:
+            begins = asked < plan.connections and len(opener) < CONNECTING_AT_ONCE
+            self._handle_events(min(deadline, next_report, due if begins else NEVER) - now)
+            now = clock()
+        left = opener.abandon() + plan.connections - asked
+        if left and not self._stopped:
             # Not made, or not even begun, within the time that all of them had.
-            for _ in range(len(begun) + plan.connections - asked):
-                self._fail_to_connect(errno.ETIMEDOUT)
+            self._load.count_timed_out_connects(left)
 
-    def _finish_connecting(self, connection: _Connection) -> None:
-        error = self._connect_error(connection.socket)
-        if error:
-            self._fail_to_connect(error)
-            self._close(connection)
-            return
-        self._counts.held += 1
-        self._counts.connect.update(bucket_indices([self._clock() - connection.since]))
-        self._connections[connection.fd] = connection
-        self._poller.modify(connection.fd, READ)
+    def _await_start(self) -> None:
+        """Wait for the moment at which all workers start."""
+        self._phase = Phase.READY
+        self._report(0.0)
+        while not self._stopped:
+            now = self._clock()
+            if self._start is not None and now >= self._start:
+                return
+            self._handle_events(
+                (now + SNAPSHOT_EVERY if self._start is None else self._start) - now
+            )
 
-    def _fail_to_connect(self, code: int | None) -> None:
-        self._counts.failed_to_connect += 1
-        self._counts.errors[f"connect: {os.strerror(code or 0)}"] += 1
-
-    # Measuring ---------------------------------------------------------------
+    # Measuring ------------------------------------------------------------------
 
     def _measure(self) -> None:
-        """Send and verify until the time is over, the control says so, or no connection is left."""
-        clock, poll, get = self._clock, self._poller.poll, self._connections.get
-        frame, expected = self._message
-        frame_size = len(frame)
-        # One byte more than expected, to see what a server sends too much.
-        read_size = min(len(expected) + 1, READ_SIZE)
-        latencies = self._latencies
-        record = latencies.append
-        self._report(0.0)
-        self._phase = Phase.MEASURING
-        self._sending = True
-        cpu_before = self._cpu_clock()
-        self._started = self._until = now = clock()
-        end = now + int(self._plan.duration * 1e9)
-        next_report = now + SNAPSHOT_EVERY
-        for each in self._connections.values():
-            self._count_sent(1)
-            each.in_flight = True
-            each.since = clock()
-            self._send(each, frame)
-        self._close_ended()
-        while self._connections and not self._stopped:
+        """Send and verify until the time is over, the control says so, or nothing is left."""
+        load, recorder, clock = self._load, self._recorder, self._clock
+        pump = self._pump_plain if load.is_plain else self._pump
+        now = clock()
+        self._next_look = now + LOOK_EVERY
+        if self._plan.warmup:
+            self._phase = Phase.WARMING
+            self._next_report = now + SNAPSHOT_EVERY
+            load.start(now)
+            load.close_ended()
+            pump(now + int(self._plan.warmup * 1e9))
+            recorder.forget()
+            load.forget()
             now = clock()
-            if now >= end:
+        self._phase = Phase.MEASURING
+        self._next_report = now + SNAPSHOT_EVERY
+        self._started = self._until = self._watched = now
+        self._end = now + int(self._plan.duration * 1e9)
+        cpu_before = self._cpu_clock()
+        if not self._plan.warmup:
+            load.start(now)
+            load.close_ended()
+        pump(self._end)
+        now = min(clock(), self._end)
+        self._stop_sending(now)
+        self._elapsed = (now - self._started) / 1e9
+        self._until = now
+        recorder.counts.cpu_seconds += (self._cpu_clock() - cpu_before) / 1e9
+
+    def _stop_sending(self, end: int) -> None:
+        if self._load.sending:
+            self._watch(end)
+            self._recorder.end()
+            self._load.stop_sending(end)
+
+    def _pump_plain(self, until: int) -> None:
+        """The plain closed loop: a reply came, the next request goes."""
+        load, recorder = self._load, self._recorder
+        clock, poll, get, take = (
+            self._clock,
+            self._poller.poll,
+            load.connections.get,
+            self._pool.take,
+        )
+        read_size, end = self._read_size, self._end
+        latencies = recorder.latencies
+        record = latencies.append
+        while not (self._stopped or load.is_over):
+            now = clock()
+            if now >= until:
                 break
-            if now >= next_report:
-                self._until = next_report
-                self._report((now - self._started) / 1e9)
-                # After a stall (a suspended machine, say) the missed ones are left out.
-                next_report += SNAPSHOT_EVERY * ((now - next_report) // SNAPSHOT_EVERY + 1)
-            for fd, mask in poll((min(next_report, end) - now) / 1e9, MAX_EVENTS):
+            if now >= self._next_look:
+                self._look(now)
+            for fd, mask in poll((min(self._next_look, until) - now) / 1e9, MAX_EVENTS):
                 connection = get(fd)
-                if mask != READ or connection is None or connection.partial:
+                if mask != READ or connection is None:
                     self._handle(fd, mask)
                     continue
-                # Nearly every event ends up here: a reply came, the next request goes.
+                # Nearly every event ends up here.
                 try:
                     data = connection.recv(read_size)
                 except BlockingIOError:
                     continue
                 except OSError as error:
-                    self._lose(connection, _reason(error))
+                    load.lose(connection, kind_of_error(error))
                     continue
                 now = clock()
-                if data != expected:
-                    self._compare(connection, data, now)
+                if data != connection.ready or now > end:
+                    if now > end:
+                        self._stop_sending(end)
+                    load.receive(connection, data, now)
                     continue
-                record(now - connection.since)
-                connection.since = now
+                record(now - connection.sent)
+                message = connection.message = take()
+                frame, connection.ready = message
+                connection.sent = now
                 try:
                     sent = connection.send(frame)
                 except BlockingIOError:
                     sent = 0
                 except OSError as error:
-                    self._lose(connection, _reason(error))
+                    load.lose(connection, kind_of_error(error))
                     continue
-                if sent != frame_size:
-                    self._wait_to_send(connection, frame[sent:])
-            if len(latencies) >= FOLD_AT:
-                self._fold()
-            if self._ended:
-                self._close_ended()
-        now = clock()
-        self._elapsed = (now - self._started) / 1e9
-        self._until = min(now, end)
-        self._fold()
-        self._counts.cpu_seconds += (self._cpu_clock() - cpu_before) / 1e9
+                if sent != len(frame):
+                    load.wait_to_send(connection, frame[sent:])
+            while len(latencies) >= FOLD_AT:
+                recorder.fold()
+            if load.ended:
+                load.close_ended()
+
+    def _pump(self, until: int) -> None:
+        """Any other load: requests go when they are due, and replies free their connections."""
+        load, recorder = self._load, self._recorder
+        clock, get = self._clock, load.connections.get
+        record, release, receive = load.record, load.release, load.receive
+        read_size, end = self._read_size, self._end
+        latencies = recorder.latencies
+        while not (self._stopped or load.is_over):
+            now = clock()
+            if now >= until:
+                break
+            if now >= self._next_look:
+                self._look(now)
+            if load.due <= now:
+                load.dispatch(now)
+                now = clock()
+            before = load.in_flight
+            for fd, mask in self._events(min(self._next_look, until, load.due) - now):
+                connection = get(fd)
+                if mask != READ or connection is None:
+                    self._handle(fd, mask)
+                    continue
+                try:
+                    data = connection.recv(read_size)
+                except BlockingIOError:
+                    continue
+                except OSError as error:
+                    load.lose(connection, kind_of_error(error))
+                    continue
+                now = clock()
+                if now > end:
+                    self._stop_sending(end)
+                if data == connection.ready:
+                    record(connection, now)
+                    release(connection, 1, now)
+                else:
+                    receive(connection, data, now)
+                if load.due <= now:
+                    load.dispatch(now)
+            self._watch(clock(), before)
+            while len(latencies) >= FOLD_AT:
+                recorder.fold()
+                if load.due <= (now := clock()):
+                    load.dispatch(now)
+            if load.ended:
+                load.close_ended()
+
+    def _events(self, delay: int) -> Sequence[tuple[int, int]]:
+        """Wait for events, but no longer than so many nanoseconds."""
+        if delay > SPIN and not self._wait(delay / 1e9):
+            return ()
+        return self._poller.poll(0, MAX_EVENTS)
+
+    def _look(self, now: int) -> None:
+        """What is not looked at all the time: timeouts, replacements, the next snapshot."""
+        if now >= self._next_report:
+            self._until = self._next_report
+            if self._phase is Phase.WARMING:
+                self._emit(Snapshot(phase=self._phase, elapsed=0.0, counts=Counts()))
+            else:
+                self._report((now - self._started) / 1e9)
+            # After a stall (a suspended machine, say) the missed ones are left out.
+            self._next_report += SNAPSHOT_EVERY * ((now - self._next_report) // SNAPSHOT_EVERY + 1)
+        if self._load.sending:
+            self._load.expire(now, self._shares)
+            self._load.replace(now)
+            self._load.close_ended()
+        self._next_look = min(now + LOOK_EVERY, self._next_report)
+
+    def _watch(self, now: int, before: int | None = None) -> None:
+        """Integrate the requests in flight: ``before`` of them until just now."""
+        now = min(now, self._end)
+        in_flight = self._load.in_flight
+        mean = in_flight if before is None else (in_flight + before) / 2
+        self._recorder.counts.in_flight_seconds += mean * (now - self._watched) / 1e9
+        self._watched = now
+
+    # Draining -------------------------------------------------------------------
 
     def _drain(self) -> None:
         """Wait for the replies still on their way, as long as the plan allows."""
+        load, recorder, clock = self._load, self._recorder, self._clock
         self._phase = Phase.DRAINING
-        self._sending = False
-        self._awaited = sum(connection.in_flight for connection in self._connections.values())
         self._report(self._elapsed)
-        deadline = self._clock() + int(self._plan.grace * 1e9)
+        deadline = clock() + int(self._plan.grace * 1e9)
         asked_before = self._stopped  # asked again, it does not wait
-        while self._awaited and (left := deadline - self._clock()) > 0:
+        while load.in_flight and (left := deadline - clock()) > 0:
             if self._stopped and not asked_before:
                 break
             self._handle_events(left)
-        self._fold()
-        self._counts.timed_out += self._awaited
+        recorder.fold_all()
+        load.time_out()
         # A server that sent one reply too many shifted all that followed. As long
         # as equal requests follow each other no reply looks wrong: the surplus
         # shows only now, when one more comes as late as replies came so far.
-        deadline = min(deadline, self._clock() + self._slowest + SURPLUS_WAIT)
-        while self._connections and (left := deadline - self._clock()) > 0:
+        deadline = min(deadline, clock() + recorder.slowest + SURPLUS_WAIT)
+        while load.connections and (left := deadline - clock()) > 0:
             if self._stopped:
                 break
             self._handle_events(left)
+        load.weigh()
 
-    def _handle_events(self, wait: int) -> None:
-        for fd, mask in self._poller.poll(wait / 1e9, MAX_EVENTS):
+    def _handle_events(self, delay: int) -> None:
+        """Wait so many nanoseconds for events, and deal with them; for times without hurry."""
+        for fd, mask in self._poller.poll(max(0, delay) / 1e9, MAX_EVENTS):
             self._handle(fd, mask)
-        self._close_ended()
-
-    # What is not common ------------------------------------------------------
+        self._load.close_ended()
 
     def _handle(self, fd: int, mask: int) -> None:
-        """Deal with an event that the fast path does not cover."""
-        connection = self._connections.get(fd)
-        if connection is None:
-            if fd == self._control and not self._stopped:
+        if fd != self._control_fd:
+            self._load.handle(fd, mask, self._read_size)
+        elif not self._stopped:
+            self._start = self._control.read()
+            if self._start is None:
                 self._stopped = True
                 self._poller.unregister(fd)  # it stays readable
-            return
-        if mask & ERROR:
-            # Why, the next call says, after what can still be read.
-            mask |= READ
-        if mask & WRITE and connection.rest:
-            self._send(connection, connection.rest)
-        if mask & READ and not connection.ended:
-            try:
-                data = connection.recv(READ_SIZE)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                self._lose(connection, _reason(error))
-                return
-            self._compare(connection, data, self._clock())
 
-    def _compare(self, connection: _Connection, data: bytes, now: int) -> None:
-        """Check the next bytes of a reply, be they part of it, all of it or too many."""
-        expected = self._message.expected if connection.in_flight else b""
-        start = connection.matched
-        end = start + len(data)
-        if not data:
-            self._lose(connection, "closed by the server")
-        elif data != expected[start:end] or connection.rest:
-            # Also a reply that is right, but came before its request was sent.
-            self._reject(connection, expected, expected[:start] + data)
-        elif end < len(expected):
-            connection.matched = end
-            connection.partial = True
-        else:
-            self._latencies.append(now - connection.since)
-            connection.matched = 0
-            connection.partial = False
-            if self._sending:
-                connection.since = now
-                self._send(connection, self._message.frame)
-            else:
-                connection.in_flight = False
-                self._awaited -= 1
-
-    def _send(self, connection: _Connection, data: bytes) -> None:
-        """Send a request or the rest of one; the kernel may take all, part or nothing."""
-        try:
-            sent = connection.send(data)
-        except BlockingIOError:
-            sent = 0
-        except OSError as error:
-            self._lose(connection, _reason(error))
-            return
-        if sent != len(data):
-            self._wait_to_send(connection, data[sent:])
-        elif connection.rest:
-            connection.rest = b""
-            connection.partial = False
-            self._poller.modify(connection.fd, READ)
-
-    def _wait_to_send(self, connection: _Connection, rest: bytes) -> None:
-        if not connection.rest:
-            self._poller.modify(connection.fd, READ | WRITE)
-        connection.rest = rest
-        connection.partial = True
-
-    def _reject(self, connection: _Connection, expected: bytes, got: bytes) -> None:
-        """Count a wrong reply and give up its connection, which is out of step."""
-        if connection.in_flight:
-            self._counts.wrong += 1
-            self._counts.errors["wrong reply"] += 1
-        else:
-            self._counts.errors["reply without a request"] += 1
-        if self._mismatches_kept < MISMATCHES_KEPT:
-            self._mismatches_kept += 1
-            self._mismatches.append(Mismatch(connection.number, self._message.frame, expected, got))
-        self._end(connection)
-
-    def _lose(self, connection: _Connection, reason: str) -> None:
-        """Count a connection that ended by itself, and its request."""
-        if connection.ended:
-            return
-        if self._phase is Phase.DRAINING and not connection.in_flight:
-            # It has done its work: the server may close it.
-            connection.ended = True
-            self._ended.append(connection)
-            return
-        if connection.in_flight:
-            self._counts.failed += 1
-        self._counts.errors[reason] += 1
-        self._end(connection)
-
-    def _end(self, connection: _Connection) -> None:
-        connection.ended = True
-        if connection.in_flight and not self._sending:
-            self._awaited -= 1
-        self._counts.lost += 1
-        self._ended.append(connection)
-
-    def _close_ended(self) -> None:
-        for connection in self._ended:
-            del self._connections[connection.fd]
-            self._close(connection)
-        self._ended.clear()
-
-    def _close(self, connection: _Connection) -> None:
-        self._poller.unregister(connection.fd)
-        connection.socket.close()
-
-    # Reporting ---------------------------------------------------------------
-
-    def _fold(self) -> None:
-        """Count the latencies collected, and what follows from their number."""
-        latencies, counts = self._latencies, self._counts
-        number = len(latencies)
-        self._slowest = max([self._slowest, *latencies])
-        counts.latency.update(bucket_indices(latencies))
-        latencies.clear()
-        counts.verified += number
-        counts.received_bytes += number * len(self._message.expected)
-        if self._sending:  # each of them was on time, and followed by the next request
-            counts.on_time += number
-            self._count_sent(number)
-
-    def _count_sent(self, number: int) -> None:
-        self._counts.sent += number
-        self._counts.sent_bytes += number * len(self._message.frame)
+    # Reporting ------------------------------------------------------------------
 
     def _report(self, elapsed: float) -> None:
         """Hand out what was counted since the last time."""
-        self._fold()
-        counts, mismatches = self._counts, self._mismatches
-        self._counts, self._mismatches = Counts(), []
-        self._emit(
-            Snapshot(
-                phase=self._phase,
-                elapsed=elapsed,
-                second=max(0, self._until - self._started - 1) // 1_000_000_000,
-                counts=counts,
-                mismatches=mismatches,
-            )
-        )
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error)
+        second = max(0, self._until - self._started - 1) // 1_000_000_000
+        self._emit(self._recorder.snapshot(self._phase, elapsed, second, self._load.in_flight))

@@ -23,6 +23,9 @@ class Phase(enum.Enum):
     """What an engine is doing."""
 
     CONNECTING = "connecting"
+    READY = "ready"
+    """All attempts to connect have ended; the word to start is awaited."""
+    WARMING = "warming up"
     MEASURING = "measuring"
     DRAINING = "draining"
     """The time is over; replies still on their way are awaited."""
@@ -33,10 +36,12 @@ class Phase(enum.Enum):
 class Mismatch:
     """A reply that was not the expected one, with frames as on the wire.
 
-    ``got`` ends where the reply first differed and what had arrived with it.
+    ``got`` begins where the reply should, and ends with what had arrived when it
+    first differed. ``sent`` and ``expected`` are empty where nothing was asked.
     """
 
     connection: int
+    kind: str
     sent: bytes
     expected: bytes
     got: bytes
@@ -56,11 +61,22 @@ class Counts:
             measured time was over.
         wrong: replies that were not.
         failed: requests whose connection ended before the reply.
-        timed_out: requests without a reply when the run had to end.
+        timed_out: requests whose reply took longer than allowed, or did not come
+            before the run had to end.
+        unsent: requests that were due in the measured time and not sent, because
+            no connection was free or the engine did not keep up.
+        late: requests sent more than a millisecond after they were due.
+        reconnected: connections made in place of others.
         sent_bytes, received_bytes: of requests sent and replies verified, with
             their headers.
         errors: what ended connections, or kept them from being made, by kind.
-        latency, connect: bucket counts of a ``Histogram``.
+        latency: bucket counts of a ``Histogram``: of replies, since their requests
+            were due. ``service``: since they were sent; empty in a closed loop,
+            where it is the same. ``connect``: of making connections.
+        lag: how late an engine noticed that a request was due, if it could be sent.
+        server, wait: of a sample of replies, from the request to their arrival in
+            this machine's kernel, and from there until the engine read them.
+        in_flight_seconds: the integral of the number of requests in flight.
         cpu_seconds: the engine's own processor time while measuring.
     """
 
@@ -73,11 +89,19 @@ class Counts:
     wrong: int = 0
     failed: int = 0
     timed_out: int = 0
+    unsent: int = 0
+    late: int = 0
+    reconnected: int = 0
     sent_bytes: int = 0
     received_bytes: int = 0
     errors: Counter[str] = field(default_factory=Counter)
     latency: Counter[int] = field(default_factory=Counter)
+    service: Counter[int] = field(default_factory=Counter)
     connect: Counter[int] = field(default_factory=Counter)
+    lag: Counter[int] = field(default_factory=Counter)
+    server: Counter[int] = field(default_factory=Counter)
+    wait: Counter[int] = field(default_factory=Counter)
+    in_flight_seconds: float = 0.0
     cpu_seconds: float = 0.0
 
     def add(self, other: Counts) -> None:
@@ -189,6 +213,11 @@ class Tally:
     def latency(self) -> Histogram:
         """All latencies, in nanoseconds."""
         return Histogram(self.counts.latency)
+
+    @property
+    def service(self) -> Histogram:
+        """Latencies from the actual sends, in nanoseconds; in a closed loop there are no others."""
+        return Histogram(self.counts.service or self.counts.latency)
 
     @property
     def connect(self) -> Histogram:

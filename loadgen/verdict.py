@@ -1,15 +1,38 @@
-"""What a run comes to: one line and an exit code."""
+"""What a run comes to: one line, an exit code, and what has to be said of the figures.
+
+A figure that measures the load generator in place of the server, or a rate that
+was not reached, is said in plain words with what to do about it.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Final
 
-from loadgen.tally import Counts
+from loadgen.histogram import Histogram
+from loadgen.plan import Plan
+from loadgen.tally import Counts, Tally
 from nbnet.command import EXIT_FAILED, EXIT_INTERRUPTED
+from nbnet.machine import usable_cores
+from nbnet.notation import format_duration
 
 EXIT_FINE: Final = 0
 EXIT_NO_CONNECTION: Final = 4
+
+BUSY: Final = 90.0
+"""Per cent of a core from which on a worker counts as busy: what is left goes to
+the waits between batches."""
+BUSY_WITHOUT_SAMPLES: Final = 95.0
+"""The same where there is no sample to tell where replies waited."""
+NOTICEABLE_LAG: Final = 1_000_000
+"""Nanoseconds of schedule lag, at the 99th percentile, of which a run has to speak."""
+REACHED: Final = 0.99
+"""The share of the planned requests that has to be sent."""
+LITTLE_TOLERANCE: Final = 0.2
+"""How far the requests in flight may differ from what Little's law says: they are
+looked at once a batch, between which they come and go."""
+LITTLE_FROM: Final = 10.0
+"""Requests in flight from which on they are compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +41,34 @@ class Verdict:
 
     text: str
     exit_code: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loader:
+    """The load generator's own share in what was measured.
+
+    Attributes:
+        cpu_percent: of a core that a worker used, on average.
+        in_flight: requests in flight, on average of the measured time.
+        rate_times_latency: what that is by Little's law: replies a second times
+            their mean time, counted from the actual send.
+        bound: whether the figures are rather the loader's than the server's;
+            None where nothing was measured.
+        reason: why, and what to do.
+    """
+
+    cpu_percent: float
+    in_flight: float
+    rate_times_latency: float
+    bound: bool | None
+    reason: str | None
+
+    @property
+    def obeys_little(self) -> bool:
+        """Whether what was measured fits together."""
+        off = abs(self.in_flight - self.rate_times_latency)
+        most = max(self.in_flight, self.rate_times_latency)
+        return most < LITTLE_FROM or off <= LITTLE_TOLERANCE * most
 
 
 def judge(counts: Counts, *, interrupted: bool) -> Verdict:
@@ -44,3 +95,91 @@ def judge(counts: Counts, *, interrupted: bool) -> Verdict:
     if faults:
         return Verdict(f"FAILED: {faults}", EXIT_FAILED)
     return Verdict("OK: every reply verified", EXIT_FINE)
+
+
+def examine(tally: Tally, workers: int) -> Loader:
+    """Find out how much of what was measured is the load generator's own."""
+    counts, elapsed = tally.counts, tally.elapsed
+    if not (elapsed and counts.verified):
+        return Loader(
+            cpu_percent=0.0, in_flight=0.0, rate_times_latency=0.0, bound=None, reason=None
+        )
+    cpu = 100 * counts.cpu_seconds / elapsed / workers
+    reason = _reason(tally, cpu, workers)
+    return Loader(
+        cpu_percent=cpu,
+        in_flight=counts.in_flight_seconds / elapsed,
+        rate_times_latency=counts.on_time * tally.service.mean / 1e9 / elapsed,
+        bound=reason is not None,
+        reason=reason,
+    )
+
+
+def _reason(tally: Tally, cpu: float, workers: int) -> str | None:
+    """Why the figures measure the loader, with what to do; None if they do not."""
+    counts = tally.counts
+    wait, server, lag = Histogram(counts.wait), Histogram(counts.server), Histogram(counts.lag)
+    late = lag.percentile(99) if lag else 0
+    if cpu < BUSY:
+        if late < 10 * NOTICEABLE_LAG:
+            return None
+        return (
+            f"one request in a hundred was noticed {_time(late)} late though the workers had time: "
+            "something else takes the processor; give it a core of its own"
+        )
+    busy = f"{'its worker' if workers == 1 else 'each worker'} used {cpu:.0f} % of a core"
+    if wait:
+        waited, served = wait.percentile(50), server.percentile(50)
+        if waited < served and late < NOTICEABLE_LAG:
+            return None
+        where = (
+            f"half of the replies waited {_time(waited)} for it after the server's {_time(served)}"
+        )
+        if late >= NOTICEABLE_LAG:
+            where += f", and requests went out up to {_time(late)} late"
+    elif cpu < BUSY_WITHOUT_SAMPLES:
+        return None
+    else:
+        where = "the server may be faster than these figures"
+    cores = usable_cores()
+    if workers + 1 < cores:
+        advice = f"use --workers {min(cores - 1, 2 * workers)} of the {cores} cores here"
+    else:
+        advice = "use a lower rate, fewer connections, or more machines"
+    return f"{busy}; {where}: {advice}"
+
+
+def notes(plan: Plan, tally: Tally, loader: Loader) -> list[str]:
+    """What has to be said of the figures, the gravest first; each a line for people."""
+    counts = tally.counts
+    found = []
+    planned = counts.sent + counts.unsent
+    if plan.is_open_loop and planned and counts.sent < REACHED * planned:
+        found.append(
+            f"RATE MISSED: {counts.sent / tally.elapsed:,.0f} of {planned / tally.elapsed:,.0f} "
+            f"requests/s were sent, {counts.unsent:,} were not: "
+            + (
+                "the loader did not keep up"
+                if loader.bound
+                else "all connections were waiting for replies; use more --conns, or the server "
+                "is at its limit"
+            )
+        )
+    if loader.bound:
+        found.append(f"LOADER-BOUND: {loader.reason}")
+    if loader.bound is not None and not loader.obeys_little:
+        found.append(
+            f"LITTLE'S LAW: {loader.in_flight:,.1f} requests were in flight on average, and their "
+            f"rate times their latency gives {loader.rate_times_latency:,.1f}: "
+            "some time is in no latency"
+        )
+    if not plan.is_open_loop and counts.verified:
+        found.append(
+            "closed loop: while the server stalls nothing more is sent, so a stall counts once "
+            "a connection; use --rate for the latency that users see"
+        )
+    return found
+
+
+def _time(nanoseconds: int) -> str:
+    return format_duration(nanoseconds / 1e9)

@@ -1,7 +1,8 @@
 """The engines of a run on this machine, each in a process of its own.
 
 The parent only reads snapshots, so that whatever it does with them (drawing,
-writing) never holds up a measured loop.
+writing) never holds up a measured loop. When all engines have their connections
+it names the moment at which all of them start.
 """
 
 from __future__ import annotations
@@ -11,15 +12,19 @@ import pickle
 import queue
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from typing import IO, Final, Self
 
 from loadgen import children
 from loadgen.plan import Job
-from loadgen.tally import Snapshot
+from loadgen.tally import Phase, Snapshot
+from loadgen.worker import START
 
 READER: Final = "loadgen snapshots"
 """The name of the threads that wait for snapshots."""
+START_TOGETHER: Final = 20_000_000
+"""Nanoseconds from the word to start to the start, so that all have heard it."""
 
 
 class WorkerError(RuntimeError):
@@ -38,12 +43,12 @@ class Workers:
     def __init__(self, jobs: list[Job]) -> None:
         self._jobs = jobs
         self._children: list[subprocess.Popen[bytes]] = []
-        self._snapshots: queue.SimpleQueue[Snapshot | None] = queue.SimpleQueue()
+        self._snapshots: queue.SimpleQueue[tuple[int, Snapshot | None]] = queue.SimpleQueue()
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
-            for job in self._jobs:
+            for number, job in enumerate(self._jobs):
                 child = children.start("loadgen.worker")
                 stack.callback(children.reap, child)
                 assert child.stdin is not None
@@ -52,7 +57,7 @@ class Workers:
                     pickle.dump(job, child.stdin)
                     child.stdin.flush()
                 reader = threading.Thread(
-                    target=self._read, args=(child.stdout,), name=READER, daemon=True
+                    target=self._read, args=(number, child.stdout), name=READER, daemon=True
                 )
                 reader.start()
                 # Before its pipe is closed under it, and after the child is gone.
@@ -67,13 +72,22 @@ class Workers:
 
     def __iter__(self) -> Iterator[Snapshot]:
         """Every snapshot of every engine, until all are done."""
-        open_streams = len(self._children)
-        while open_streams:
-            snapshot = self._snapshots.get()
+        working = set(range(len(self._children)))
+        connecting = set(working)
+        ready = []
+        while working:
+            number, snapshot = self._snapshots.get()
             if snapshot is None:
-                open_streams -= 1
+                working.discard(number)
             else:
+                if snapshot.phase is Phase.READY:
+                    ready.append(self._children[number])
                 yield snapshot
+            if snapshot is None or snapshot.phase is Phase.READY:
+                connecting.discard(number)
+                if not connecting:
+                    self._start(ready)
+                    ready = []
         if any(child.wait() for child in self._children):
             raise WorkerError("an engine's process failed")
 
@@ -84,12 +98,22 @@ class Workers:
             with contextlib.suppress(BrokenPipeError, ValueError):
                 child.stdin.close()
 
-    def _read(self, output: IO[bytes]) -> None:
+    def _start(self, children: list[subprocess.Popen[bytes]]) -> None:
+        together = START_TOGETHER if len(children) > 1 else 0
+        message = START.pack(time.monotonic_ns() + together)
+        for child in children:
+            assert child.stdin is not None
+            # It may be dead, or told to stop meanwhile.
+            with contextlib.suppress(BrokenPipeError, ValueError):
+                child.stdin.write(message)
+                child.stdin.flush()
+
+    def _read(self, number: int, output: IO[bytes]) -> None:
         # A child that died amid a snapshot leaves anything behind; its exit code
         # tells, not what pickle makes of the pieces.
         try:
             with contextlib.suppress(Exception):
                 while True:
-                    self._snapshots.put(pickle.load(output))
+                    self._snapshots.put((number, pickle.load(output)))
         finally:
-            self._snapshots.put(None)
+            self._snapshots.put((number, None))

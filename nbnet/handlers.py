@@ -9,14 +9,13 @@ given the ``Context`` of its connection there.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import operator
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, TypeAlias, cast
 
+from nbnet.loading import load_function
 from nbnet.notation import Target
 
 
@@ -87,20 +86,4 @@ def load_handler(name: str) -> Handler:
     >>> load_handler("nbnet.handlers:reverse")(b"abc")
     b'cba'
     """
-    module_name, colon, path = name.partition(":")
-    if not (module_name and colon and path):
-        raise ValueError(f"handler {name!r}: expected module:function, as in mymodule:handle")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        target = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:  # whatever the user's module raises on import
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(f"handler {name!r}: cannot import {module_name}: {reason}") from error
-    for attribute in path.split("."):
-        if not hasattr(target, attribute):
-            raise ValueError(f"handler {name!r}: {module_name} has no {path}")
-        target = getattr(target, attribute)
-    if not callable(target):
-        raise ValueError(f"handler {name!r}: {path} is not callable")
-    return cast(Handler, target)
+    return cast(Handler, load_function(name, "handler"))

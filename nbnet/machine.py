@@ -31,7 +31,8 @@ class SocketAddress(NamedTuple):
     """One address of a target, ready for ``socket``."""
 
     family: int
-    sockaddr: tuple[Any, ...]
+    sockaddr: Any
+    """A tuple; of a unix socket, its path."""
 
 
 def look_up(target: Target, *, passive: bool = False) -> list[SocketAddress]:

@@ -47,7 +47,7 @@ _MISMATCHES: Final = frozenset(
 
 
 class TlsSocket(ssl.SSLSocket):
-    """A connected socket that speaks TLS as the server; made by ``wrap``.
+    """A connected socket that speaks TLS; made by ``wrap``, or ``wrap_client``.
 
     Attributes:
         wants: after ``BlockingIOError`` the event to wait for, if it is not the
@@ -166,6 +166,55 @@ def wrap(context: ssl.SSLContext, plain: socket.socket) -> TlsSocket:
     finally:
         plain.close()
     return cast(TlsSocket, wrapped)
+
+
+def wrap_client(context: ssl.SSLContext, plain: socket.socket, server_name: str) -> TlsSocket:
+    """Take over a connected, non-blocking socket as the client; its handshake is still to come.
+
+    Args:
+        context: from ``client_context``.
+        plain: the socket, which is detached by this; the new one has its descriptor.
+        server_name: the name that the server's certificate has to be of.
+
+    Raises:
+        OSError: the peer is gone already.
+    """
+    plain.getpeername()  # as in wrap
+    try:
+        wrapped = context.wrap_socket(
+            plain, server_hostname=server_name, do_handshake_on_connect=False
+        )
+    except ssl.SSLError as error:
+        raise _plain(error) from None
+    return cast(TlsSocket, wrapped)
+
+
+def client_context(
+    authority: str | Path | None = None,
+    cert: str | Path | None = None,
+    key: str | Path | None = None,
+) -> ssl.SSLContext:
+    """A context for ``wrap_client``, from PEM files: TLS 1.2 and up, certificates are checked.
+
+    Args:
+        authority: who may sign the server's certificate; None is the system's.
+        cert: the certificate to show to the server; None is none.
+        key: its private key; None if it stands in ``cert``.
+
+    Raises:
+        ValueError: a file cannot be used; one line that names it and says why.
+
+    >>> client_context("nowhere.pem")
+    Traceback (most recent call last):
+    ValueError: nowhere.pem: No such file or directory
+    """
+    if authority is not None:
+        _check_certificates(authority)
+    context = ssl.create_default_context(cafile=authority)
+    context.sslsocket_class = TlsSocket
+    if cert is not None:
+        _load_chain(context, cert, cert if key is None else key)
+    return context
 
 
 def prepare(context: ssl.SSLContext) -> None:

@@ -11,8 +11,8 @@ from typing import Final
 
 from loadgen.plan import Plan
 from loadgen.tally import Tally
-from loadgen.verdict import Verdict
-from nbnet.notation import Target
+from loadgen.verdict import Loader, Verdict, notes
+from nbnet.notation import Address
 
 PERCENTILES: Final = (50.0, 75.0, 90.0, 95.0, 99.0, 99.9, 99.99)
 
@@ -25,16 +25,25 @@ class Run:
         plan: what was asked.
         target: the server.
         embedded: whether that was the bundled server, started for the run.
+        workers: how many processes ran it.
         started_at: when, with time zone.
         interrupted: whether somebody ended it early.
         tally: what was counted.
+        loader: the load generator's own share in what was measured.
         verdict: what it comes to.
     """
 
     plan: Plan
-    target: Target
+    target: Address
     embedded: bool
+    workers: int
     started_at: datetime
     interrupted: bool
     tally: Tally
+    loader: Loader
     verdict: Verdict
+
+    @property
+    def notes(self) -> list[str]:
+        """What has to be said of the figures, the gravest first."""
+        return notes(self.plan, self.tally, self.loader)

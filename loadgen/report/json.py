@@ -12,6 +12,7 @@ import os
 import platform
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +25,11 @@ def document(run: Run) -> dict[str, Any]:
     """The run as JSON values."""
     counts, tally, plan = run.tally.counts, run.tally, run.plan
     elapsed = tally.elapsed
-    latency = _times(tally.latency)
+    loader = run.loader
     return {
         "schema": "loadgen/1",
         "version": __version__,
-        "plan": {
-            "connections": plan.connections,
-            "duration_seconds": plan.duration,
-            "payload_bytes": len(plan.payload),
-            "connect_timeout_seconds": plan.connect_timeout,
-            "grace_seconds": plan.grace,
-        },
+        "plan": _plan(run),
         "target": str(run.target),
         "embedded": run.embedded,
         "started_at": run.started_at.isoformat(),
@@ -45,23 +40,24 @@ def document(run: Run) -> dict[str, Any]:
             "held": counts.held,
             "failed": counts.failed_to_connect,
             "lost": counts.lost,
-            "reconnected": 0,  # a lost connection is not replaced
+            "reconnected": counts.reconnected,
         },
         "requests": {
             # A closed loop plans a request when it sends it.
-            "planned": counts.sent,
+            "planned": counts.sent + counts.unsent,
             "sent": counts.sent,
             "verified": counts.verified,
             "wrong": counts.wrong,
             "failed": counts.failed,
             "timed_out": counts.timed_out,
-            "unsent": 0,
-            "late": 0,
+            "unsent": counts.unsent,
+            "late": counts.late,
         },
         "errors": dict(counts.errors),
         "mismatches": [
             {
                 "connection": mismatch.connection,
+                "kind": mismatch.kind,
                 "sent": mismatch.sent.hex(),
                 "expected": mismatch.expected.hex(),
                 "got": mismatch.got.hex(),
@@ -73,17 +69,25 @@ def document(run: Run) -> dict[str, Any]:
             "sent_bytes_per_second": counts.sent_bytes / elapsed if elapsed else 0.0,
             "received_bytes_per_second": counts.received_bytes / elapsed if elapsed else 0.0,
         },
-        "latency_seconds": latency,
         # In a closed loop every latency counts from the actual send.
-        "service_seconds": latency,
+        "latency_seconds": _times(tally.latency),
+        "service_seconds": _times(tally.service),
         "connect_seconds": _times(tally.connect),
-        "split": {"samples": 0, "server_seconds": None, "loader_wait_seconds": None},
-        "loader": {
-            "cpu_percent": 100 * counts.cpu_seconds / elapsed if elapsed else 0.0,
-            "schedule_lag_seconds": None,
-            "bound": None,
-            "reason": None,
+        "split": {
+            "samples": counts.wait.total(),
+            "server_seconds": _sampled(counts.server),
+            "loader_wait_seconds": _sampled(counts.wait),
         },
+        "loader": {
+            "workers": run.workers,
+            "cpu_percent": loader.cpu_percent,
+            "schedule_lag_seconds": _sampled(counts.lag),
+            "bound": loader.bound,
+            "reason": loader.reason,
+            "in_flight": loader.in_flight,
+            "rate_times_latency": loader.rate_times_latency,
+        },
+        "notes": run.notes,
         "thresholds": [],
         "series": [
             {
@@ -102,6 +106,33 @@ def document(run: Run) -> dict[str, Any]:
             "processors": os.cpu_count(),
         },
         "verdict": run.verdict.text,
+    }
+
+
+def _plan(run: Run) -> dict[str, Any]:
+    plan, traffic = run.plan, run.plan.traffic
+    return {
+        "connections": plan.connections,
+        "duration_seconds": plan.duration,
+        "loop": "open" if plan.is_open_loop else "closed",
+        "rate": plan.rate,
+        "arrivals": ("poisson" if plan.poisson else "constant") if plan.is_open_loop else None,
+        "stages": [{"seconds": seconds, "rate": rate} for seconds, rate in plan.stages],
+        "requests": plan.requests,
+        "think_seconds": plan.think,
+        "pipeline": plan.pipeline,
+        "active": plan.senders,
+        "requests_per_connection": plan.requests_per_connection,
+        "reconnect": plan.reconnect,
+        "warmup_seconds": plan.warmup,
+        "connect_rate": plan.connect_rate,
+        "connect_timeout_seconds": plan.connect_timeout,
+        "timeout_seconds": plan.timeout,
+        "grace_seconds": plan.grace,
+        "seed": plan.seed,
+        "expect": traffic.expect,
+        "unique": traffic.unique,
+        "payloads": traffic.describe(),
     }
 
 
@@ -170,6 +201,10 @@ def _usual_mode() -> int:
 
 def _seconds(nanoseconds: int | None) -> float | None:
     return None if nanoseconds is None else nanoseconds / 1e9
+
+
+def _sampled(counts: Mapping[int, int]) -> dict[str, float | None] | None:
+    return _times(Histogram(counts)) if counts else None
 
 
 def _times(histogram: Histogram) -> dict[str, float | None]:

@@ -6,30 +6,40 @@ import textwrap
 from typing import Final
 
 from loadgen.histogram import Histogram
+from loadgen.plan import Plan
 from loadgen.report import Run
 from nbnet.notation import format_duration as _time
 
 _PERCENTILES: Final = (50, 90, 99, 99.9, 99.99)
 _WIDTH: Final = 80
+_LABEL: Final = 12
 _SHOWN_BYTES: Final = 20
 """Bytes of a frame shown of a wrong reply."""
 
 
 def summary(run: Run) -> str:
     """The run as text, without a newline at the end; the verdict stands last."""
-    counts, tally = run.tally.counts, run.tally
+    counts, tally, plan = run.tally.counts, run.tally, run.plan
     server = f"{run.target} (bundled server)" if run.embedded else str(run.target)
     lines = [
-        f"{run.plan.connections:,} connections to {server}, {_time(tally.elapsed)} measured",
+        f"{plan.connections:,} connections to {server}, {_time(tally.elapsed)} measured",
+        _load(plan),
         "",
         _row(
             "connections",
-            (run.plan.connections, "asked"),
+            (plan.connections, "asked"),
             (counts.held, "held"),
             (counts.failed_to_connect, "failed"),
             (counts.lost, "lost"),
+            *([(counts.reconnected, "replaced")] if counts.reconnected else []),
         ),
-        _row("requests", (counts.sent, "sent")),
+        _row(
+            "requests",
+            *([(counts.sent + counts.unsent, "planned")] if plan.is_open_loop else []),
+            (counts.sent, "sent"),
+            *([(counts.late, "late")] if plan.is_open_loop else []),
+            *([(counts.unsent, "unsent")] if plan.is_open_loop or counts.unsent else []),
+        ),
         _row(
             "replies",
             (counts.verified, "verified"),
@@ -37,9 +47,10 @@ def summary(run: Run) -> str:
             (counts.failed, "failed"),
             (counts.timed_out, "missing"),
         ),
-        f"{'throughput':<12}{tally.rate:,.0f} requests/s",
+        f"{'throughput':<{_LABEL}}{tally.rate:,.0f} requests/s",
+        *_loader(run),
         "",
-        *_table(("latency", tally.latency), ("connect", tally.connect)),
+        *_latencies(run),
     ]
     if counts.errors:
         lines += ["", "errors"]
@@ -48,16 +59,74 @@ def summary(run: Run) -> str:
         lines += ["", "wrong replies, the first few (hex)"]
         for mismatch in tally.mismatches:
             lines += [
-                f"  connection {mismatch.connection}",
+                f"  connection {mismatch.connection}: {mismatch.kind}",
                 f"    sent      {_hex(mismatch.sent)}",
                 f"    expected  {_hex(mismatch.expected)}",
                 f"    got       {_hex(mismatch.got)}",
             ]
-    return "\n".join([*lines, "", *textwrap.wrap(run.verdict.text, _WIDTH)])
+    lines.append("")
+    for note in run.notes:
+        lines += textwrap.wrap(note, _WIDTH)
+    return "\n".join([*lines, *textwrap.wrap(run.verdict.text, _WIDTH)])
+
+
+def _load(plan: Plan) -> str:
+    """What was done, in a line."""
+    parts = []
+    if plan.stages:
+        steps = ", ".join(f"{rate:,.0f}/s in {_time(seconds)}" for seconds, rate in plan.stages)
+        parts.append(f"open loop, {plan.rate or 0:,.0f}/s to {steps}")
+    elif plan.rate is not None:
+        parts.append(f"open loop, {plan.rate:,.10g} requests/s")
+    else:
+        parts.append("closed loop")
+    if plan.poisson:
+        parts.append("Poisson arrivals")
+    if plan.pipeline > 1:
+        parts.append(f"{plan.pipeline} in flight each")
+    if plan.think:
+        parts.append(f"{_time(plan.think)} between")
+    if plan.active is not None:
+        parts.append(f"{plan.active:,} active")
+    if plan.requests_per_connection is not None:
+        parts.append(f"{plan.requests_per_connection:,} a connection")
+    if plan.warmup:
+        parts.append(f"{_time(plan.warmup)} warm-up before")
+    return ", ".join(parts)
+
+
+def _loader(run: Run) -> list[str]:
+    """The load generator's own share."""
+    if run.loader.bound is None:
+        return []
+    workers = "1 worker" if run.workers == 1 else f"{run.workers} workers, each"
+    parts = [f"{workers} {run.loader.cpu_percent:.0f} % of a core"]
+    parts.append(f"{run.loader.in_flight:,.1f} in flight")
+    lag = Histogram(run.tally.counts.lag)
+    if lag:
+        parts.append(f"schedule lag p99 {_time(lag.percentile(99) / 1e9)}")
+    return [f"{'loader':<{_LABEL}}{', '.join(parts)}"]
+
+
+def _latencies(run: Run) -> list[str]:
+    counts, tally = run.tally.counts, run.tally
+    rows = [("latency", tally.latency)]
+    if counts.service:
+        rows.append(("service", tally.service))
+    if counts.wait:
+        rows += [("  server", Histogram(counts.server)), ("  loader", Histogram(counts.wait))]
+    table = _table(*rows, ("connect", tally.connect))
+    if counts.service:
+        table.append("latency counts from when a request was due, service from when it was sent")
+    if counts.wait:
+        table.append(
+            f"of {counts.wait.total():,} sampled replies: until here, then waiting for the loader"
+        )
+    return table
 
 
 def _row(name: str, *cells: tuple[int, str]) -> str:
-    return f"{name:<12}" + "   ".join(f"{number:,} {what}" for number, what in cells)
+    return f"{name:<{_LABEL}}" + "   ".join(f"{number:,} {what}" for number, what in cells)
 
 
 def _table(*rows: tuple[str, Histogram]) -> list[str]:
@@ -72,5 +141,7 @@ def _table(*rows: tuple[str, Histogram]) -> list[str]:
 
 
 def _hex(data: bytes) -> str:
+    if not data:
+        return "nothing"
     more = len(data) - _SHOWN_BYTES
     return data[:_SHOWN_BYTES].hex() + (f"... and {more:,} bytes more" if more > 0 else "")

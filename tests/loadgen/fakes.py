@@ -17,13 +17,15 @@ import heapq
 import itertools
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from loadgen.engine import Engine
 from loadgen.plan import Plan
+from loadgen.schedule import Schedule
 from loadgen.tally import Counts, Mismatch, Phase, Snapshot
-from loadgen.traffic import Message, reversed_text
+from loadgen.traffic import Message, Pool, reversed_text
 from nbnet.pollers import ERROR, READ, WRITE
 
 MS = 1_000_000
@@ -48,7 +50,7 @@ class FakeSocket:
         received: what the server got.
     """
 
-    def __init__(self, world: World, frame: bytes, server: Server) -> None:
+    def __init__(self, world: World, server: Server) -> None:
         self.world = world
         self.fd = world.allocate(self)
         self.room: int | None = None
@@ -60,9 +62,9 @@ class FakeSocket:
         self.hung_up = False
         self.closed = False
         self.inbox: deque[bytes | OSError] = deque()  # b"" is the end of input
-        self._frame = frame
+        self._parsed = 0  # bytes of requests dealt with
         self._server = server
-        self._requests = 0
+        self.requests_received = 0
         self._left = 0  # of the room
 
     # What the server does.
@@ -101,10 +103,11 @@ class FakeSocket:
     def fileno(self) -> int:
         return self.fd
 
-    def find_connect_error(self) -> int:
+    def check_connected(self) -> None:
         assert not self.closed
         self.checked = True
-        return self.connect_error
+        if self.connect_error:
+            raise os_error(self.connect_error)
 
     def recv(self, size: int, /) -> bytes:
         assert not self.closed
@@ -135,10 +138,19 @@ class FakeSocket:
             if not self._left:
                 self.world.at(self.world.now + ROOM_AFTER, self._make_room)
         self.received += taken
-        while len(self.received) >= (self._requests + 1) * len(self._frame):
-            self._requests += 1
-            self._server(self, self._requests)
+        while (size := self._whole_request()) is not None:
+            self._parsed += size
+            self.requests_received += 1
+            self._server(self, self.requests_received)
         return len(taken)
+
+    def _whole_request(self) -> int | None:
+        """The size of the next frame in what was received, if it is all there."""
+        header = self.received[self._parsed : self._parsed + 5]
+        if len(header) < 5:
+            return None
+        size = 5 + int(header)
+        return size if len(self.received) >= self._parsed + size else None
 
     def _make_room(self) -> None:
         self._left = self.room or 0
@@ -165,13 +177,22 @@ class FakeSocket:
 
 
 class Control:
-    """The descriptor that stops the run when it becomes readable."""
+    """The word to start, which is there at once unless it is taken away, and to stop."""
 
-    def __init__(self) -> None:
+    def __init__(self, world: World) -> None:
         self.is_set = False
+        self.start: int | None = 0
+        self._fd = world.allocate(self)
 
     def ready(self) -> int:
-        return READ if self.is_set else 0
+        return READ if self.is_set or self.start is not None else 0
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def read(self) -> int | None:
+        start, self.start = self.start, None
+        return None if self.is_set else start
 
 
 class World:
@@ -206,8 +227,9 @@ class World:
         self.timeline: list[tuple[int, int, Callable[[], None]]] = []
         self._serial = itertools.count()
         self._polled_at = (0, 0)  # how often without time passing
-        self.control = Control()
-        self.control_fd = self.allocate(self.control)
+        self.read_size = 0
+        self.control = Control(self)
+        self.control_fd = self.control.fileno()
 
     def allocate(self, thing: FakeSocket | Control) -> int:
         fd = next(fd for fd in itertools.count(3) if fd not in self.open)
@@ -235,10 +257,17 @@ class World:
         prepare = self.dials.popleft() if self.dials else connects
         if isinstance(prepare, OSError):
             raise prepare
-        socket = FakeSocket(self, self.message.frame, self.server)
+        socket = FakeSocket(self, self.server)
         self.sockets.append(socket)
         prepare(socket)
         return socket
+
+    def advance(self, socket: FakeSocket) -> tuple[FakeSocket, int]:
+        socket.check_connected()
+        return socket, 0
+
+    def stamped(self, _socket: FakeSocket) -> None:
+        """The kernel does not tell when bytes came."""
 
     def register(self, fd: int, eventmask: int, /) -> None:
         assert fd in self.open
@@ -258,6 +287,17 @@ class World:
     def poll(self, timeout: float, maxevents: int, /) -> list[tuple[int, int]]:
         assert timeout >= 0, "waits for ever"
         self.calls.append(("poll", -1))
+        return self._poll(timeout)[:maxevents]
+
+    def wait(self, seconds: float) -> bool:
+        """Wait as ``poll`` does, and leave the events to it."""
+        assert seconds > 0, "nothing to wait for"
+        self.calls.append(("wait", -1))
+        events = self._poll(seconds)
+        self.injected = [event for event in events if event[0] not in self.interest]
+        return bool(events)
+
+    def _poll(self, timeout: float) -> list[tuple[int, int]]:
         time, polls = self._polled_at
         self._polled_at = (self.now, polls + 1 if time == self.now else 0)
         assert polls < 10_000, "the engine spins"
@@ -270,7 +310,7 @@ class World:
                 if ready:
                     events.append((fd, ready))
             if events or self.now >= end:
-                return events[:maxevents]
+                return events
             self.now = min(end, self.timeline[0][0]) if self.timeline else end
 
     def _run_due(self) -> None:
@@ -349,25 +389,44 @@ class Outcome:
 def run(
     world: World,
     *,
+    schedule: Schedule | None = None,
     connections: int = 1,
     duration: float = 0.01,
     grace: float = 0.1,
     connect_timeout: float = 1.0,
+    reconnect: bool = False,
+    messages: Sequence[Message] = (),
+    **options: Any,
 ) -> Outcome:
-    """Run the real engine, and check what has to hold after any run."""
+    """Run the real engine, and check what has to hold after any run.
+
+    Args:
+        schedule: when to send; made from the plan if that has a rate.
+        messages: what to send in turn, if it is not always the same.
+        options: of the plan, see there.
+    """
     plan = Plan(
-        connections=connections, duration=duration, grace=grace, connect_timeout=connect_timeout
+        connections=connections,
+        duration=duration,
+        grace=grace,
+        connect_timeout=connect_timeout,
+        reconnect=reconnect,
+        **options,
     )
     snapshots: list[Snapshot] = []
+    pool = Pool(messages or [world.message])
+    if schedule is None and plan.is_open_loop:
+        schedule = Schedule(plan.schedule_stages, poisson=plan.poisson, seed=plan.seed)
     engine = Engine(
         plan,
-        world.message,
-        dial=world.dial,
-        connect_error=lambda socket: socket.find_connect_error(),
+        pool,
+        schedule,
+        dialer=world,
         poller=world,
+        wait=world.wait,
         clock=world.clock,
         cpu_clock=lambda: world.now // 4,
-        control=world.control_fd,
+        control=world.control,
         emit=snapshots.append,
     )
     engine.run()
@@ -377,10 +436,14 @@ def run(
         counts.add(snapshot.counts)
     assert counts.sent == counts.verified + counts.wrong + counts.failed + counts.timed_out
     assert counts.verified == counts.latency.total()
-    assert counts.held == counts.connect.total()
-    assert counts.sent_bytes == counts.sent * len(world.message.frame)
-    assert counts.received_bytes == counts.verified * len(world.message.expected)
-    assert counts.lost <= counts.held
+    assert not counts.service or counts.service.total() == counts.verified
+    assert counts.held + counts.reconnected == counts.connect.total()
+    if not plan.warmup:
+        assert counts.sent_bytes == pool.sent_bytes(counts.sent)
+        whole = sum(socket.requests_received for socket in world.sockets)
+        assert whole <= counts.sent <= whole + len(world.sockets) * plan.pipeline
+        if len({len(message.expected or b"") for message in pool.messages}) == 1:
+            assert counts.received_bytes == counts.verified * pool.received_bytes(1)
     if not world.control.is_set:
         assert counts.held + counts.failed_to_connect == connections
     assert all(socket.closed for socket in world.sockets)
