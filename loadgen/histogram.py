@@ -103,14 +103,20 @@ class Histogram:
         """The value that this share of all values does not exceed; 0 without any.
 
         As in HdrHistogram's Python implementation: the rank is rounded to the
-        nearest value, and that value up to the highest of its bucket.
+        nearest value, and that value up to the highest of its bucket. The share
+        of 0 is the exception: that is ``min``. Over 100 is 100.
         """
         return self.percentiles([percent])[0]
 
     def percentiles(self, percents: Iterable[float]) -> list[int]:
         """``percentile`` for several shares in one pass, in the order given."""
         count = len(self)
-        ranks = [max(1, int(percent / 100 * count + 0.5)) for percent in percents]
+        percents = list(percents)
+        # Multiplied first, as there: 33.3 / 100 * 500 is a little less than 166.5. The rank of
+        # 100 % of more counts than a float holds may come out as one too many.
+        ranks = [
+            max(1, min(count, int(min(percent, 100.0) * count / 100 + 0.5))) for percent in percents
+        ]
         values = dict.fromkeys(ranks, 0)
         waiting = sorted(values, reverse=True)
         seen = 0
@@ -118,4 +124,7 @@ class Histogram:
             seen += self.counts[index]
             while waiting and waiting[-1] <= seen:
                 values[waiting.pop()] = bucket_range(index)[1]
-        return [values[rank] for rank in ranks]
+        return [
+            values[rank] if percent else self.min
+            for percent, rank in zip(percents, ranks, strict=True)
+        ]

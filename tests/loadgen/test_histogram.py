@@ -1,14 +1,17 @@
-"""The histogram against plain lists, and its layout against figures worked out by hand."""
+"""The histogram against plain lists, its layout against figures worked out by hand, and all of
+it against HdrHistogram's Python implementation."""
 
 from __future__ import annotations
 
 from collections import Counter
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from loadgen.histogram import Histogram, bucket_indices, bucket_range
+
+from .reference import PERCENTS, Recordings, counted, heavy_tailed, recordings, reference
 
 HOUR = 3_600_000_000_000
 """Nanoseconds."""
@@ -156,8 +159,10 @@ def test_the_mean_is_that_of_the_values_within_a_thousandth(values: list[int]) -
 @quiet
 @given(latencies, st.floats(0, 100))
 @example([1, 2, 3, 4], 62.5)
+@example([5000], 1e-300)
 def test_a_percentile_is_that_of_the_sorted_list(values: list[int], percent: float) -> None:
-    rank = max(1, int(percent / 100 * len(values) + 0.5))
+    assume(percent != 0)
+    rank = max(1, int(percent * len(values) / 100 + 0.5))
     assert recorded(values).percentile(percent) == highest(sorted(values)[rank - 1])
 
 
@@ -178,6 +183,29 @@ def test_percentiles_in_one_pass_are_the_single_ones_in_the_order_given(
     assert histogram.percentiles(percents) == [histogram.percentile(each) for each in percents]
 
 
+def test_a_rank_in_the_middle_of_two_values_is_the_upper_one() -> None:
+    # 33.3 % of 500 is 166.5.
+    assert recorded([*range(1, 501)]).percentile(33.3) == 167
+
+
+@quiet
+@given(latencies)
+def test_the_percentile_of_0_is_the_minimum(values: list[int]) -> None:
+    histogram = recorded(values)
+    assert histogram.percentile(0) == histogram.min
+
+
+@quiet
+@given(latencies)
+def test_percentiles_over_100_are_the_maximum(values: list[int]) -> None:
+    histogram = recorded(values)
+    assert histogram.percentile(100.1) == histogram.max
+
+
+def test_the_percentile_of_100_is_the_maximum_of_more_counts_than_a_float_holds() -> None:
+    assert Histogram({5000: 2**62 - 1}).percentile(100) == bucket_range(5000)[1]
+
+
 @quiet
 @given(latencies)
 def test_percentiles_rise_up_to_the_maximum(values: list[int]) -> None:
@@ -185,3 +213,37 @@ def test_percentiles_rise_up_to_the_maximum(values: list[int]) -> None:
     percentiles = histogram.percentiles(range(101))
     assert percentiles == sorted(percentiles)
     assert percentiles[-1] == histogram.max
+
+
+# The reference ---------------------------------------------------------------
+
+
+def assert_agrees(recordings: Recordings, percents: list[float]) -> None:
+    histogram, other = counted(recordings), reference(recordings)
+    assert len(histogram) == other.get_total_count()
+    assert histogram.percentiles(percents) == [
+        other.get_value_at_percentile(percent) for percent in percents
+    ]
+    assert histogram.min == other.get_min_value()
+    assert histogram.max == other.get_max_value()
+    # The sum is the same; the reference rounds it to a float before it divides.
+    assert histogram.mean == pytest.approx(other.get_mean_value(), rel=1e-15)
+
+
+@settings(quiet, max_examples=50)
+@given(recordings, st.lists(st.floats(0, 100), max_size=5))
+@example([(0, 1)], [])
+@example([(10**13, 1)], [])
+@example([(0, 1), (10**13, 10**11)], [])
+@example([(value, 1) for value in range(1, 501)], [33.3])
+def test_figures_are_those_of_the_reference(recordings: Recordings, percents: list[float]) -> None:
+    assert_agrees(recordings, [*PERCENTS, *percents])
+
+
+@pytest.mark.parametrize("size", [1, 10, 1000, 50_000])
+def test_figures_of_a_heavy_tail_are_those_of_the_reference(size: int) -> None:
+    assert_agrees(heavy_tailed(size), PERCENTS)
+
+
+def test_figures_of_nothing_are_those_of_the_reference() -> None:
+    assert_agrees([], PERCENTS)
