@@ -160,7 +160,7 @@ class Connection:
         if self.message is None or self.matched or self.unsent:
             self.ready = None
         else:
-            self.ready = self.message.expected
+            self.ready = self.message.expected or None
 
 
 def kind_of_fault(expected: bytes, got: bytes) -> str:

@@ -312,7 +312,7 @@ class Engine:
                     load.lose(connection, kind_of_error(error))
                     continue
                 now = clock()
-                if now > end:
+                if now >= end:
                     self._stop_sending(end)
                 if data == connection.ready:
                     record(connection, now)

@@ -125,11 +125,12 @@ class Load:
     def start(self, now: int) -> None:
         """Begin to send."""
         self.sending = self.measuring = True
-        self._origin = self._looked = now
+        self._origin = now
         if self._open:
             self._arrival = now + next(self._times, NEVER)
         for connection in list(self.connections.values()):
             self._grant(connection)
+        self._looked = now - 1
 
     def stop_sending(self, end: int) -> None:
         """Send nothing more; what was due before ``end`` counts as unsent."""
@@ -140,7 +141,7 @@ class Load:
                 after = self._arrival - self._origin
                 unsent = 1 + self._schedule.count(after, end - self._origin)
                 counts.unsent += min(unsent, self._left)
-        elif self._left != NEVER:
+        elif self._plan.requests is not None:
             counts.unsent += self._left
         self.due = NEVER
         self._free.clear()
@@ -152,7 +153,7 @@ class Load:
         self._taken = self._recorder.sent_in_all(self.in_flight)
         self._carried = (
             sum(len(message.frame) for message in outstanding),
-            sum(len(message.expected or b"") for message in outstanding),
+            sum(len(message.expected) for message in outstanding),
         )
         self._missing_bytes = self._any_bytes = 0
 
@@ -394,6 +395,8 @@ class Load:
             self._thinking.extend([(now + self._think, connection)] * count)
             self.due = self._thinking[0][0]
         else:
+            if not self._free:
+                self._looked = now  # what is due by now has waited for this connection
             self._free.extend([connection] * count)
             self.due = self._arrival if self._open else 0
 
@@ -447,7 +450,7 @@ class Load:
             if message is None or connection.in_flight <= len(connection.unsent):
                 self._reject(connection, UNEXPECTED_BYTES, b"", data[start:])
                 return
-            expected, matched = message.expected or b"", connection.matched
+            expected, matched = message.expected, connection.matched
             end = start + len(expected) - matched
             piece = data[start:end]
             if piece != expected[matched : matched + len(piece)]:
@@ -526,9 +529,7 @@ class Load:
     def _drop(self, connection: Connection) -> None:
         """End a connection with the requests in flight on it, which are counted already."""
         self.in_flight -= connection.in_flight
-        self._missing_bytes += sum(
-            len(message.expected or b"") for message in connection.outstanding
-        )
+        self._missing_bytes += sum(len(message.expected) for message in connection.outstanding)
         self._end(connection)
 
     def _end(self, connection: Connection) -> None:

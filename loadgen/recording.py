@@ -106,7 +106,8 @@ class Recorder:
         self._answered += old.verified
         kept = self.counts
         kept.wrong, kept.failed, kept.timed_out = old.wrong, old.failed, old.timed_out
-        kept.lost, kept.reconnected, kept.errors = old.lost, old.reconnected, old.errors
+        kept.lost, kept.reconnected, kept.connect = old.lost, old.reconnected, old.connect
+        kept.errors = old.errors
 
     def end(self) -> None:
         """The measured time is over: replies that come now are not on time."""

@@ -42,11 +42,11 @@ class TrafficError(ValueError):
 class Message(NamedTuple):
     """A request as it goes over the wire, and the reply as it has to come back.
 
-    ``expected`` is None where any well-formed reply will do.
+    ``expected`` is empty where any well-formed reply will do.
     """
 
     frame: bytes
-    expected: bytes | None
+    expected: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +243,7 @@ def messages(payloads: Iterable[bytes], expect: str) -> tuple[Message, ...]:
 def _message(payload: bytes, answer: Callable[[bytes], bytes | None]) -> Message:
     try:
         reply = answer(payload)
-        return Message(encode_frame(payload), None if reply is None else encode_frame(reply))
+        return Message(encode_frame(payload), b"" if reply is None else encode_frame(reply))
     except Exception as error:  # whatever a user's function raises
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise TrafficError(
@@ -323,12 +323,12 @@ class Pool:
         self.messages = [*messages[start:], *messages[:start]]
         self.take: Callable[[], Message] = itertools.cycle(self.messages).__next__
         """The next message."""
-        self.longest_reply = max(len(message.expected or b"") for message in messages)
-        self.any_reply = messages[0].expected is None
+        self.longest_reply = max(len(message.expected) for message in messages)
+        self.any_reply = not messages[0].expected
         self._sent = [0, *itertools.accumulate(len(each.frame) for each in self.messages)]
         self._received = [
             0,
-            *itertools.accumulate(len(each.expected or b"") for each in self.messages),
+            *itertools.accumulate(len(each.expected) for each in self.messages),
         ]
 
     def sent_bytes(self, count: int) -> int:

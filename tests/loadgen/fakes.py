@@ -47,7 +47,9 @@ class FakeSocket:
         room: bytes that the kernel takes before it refuses; it takes as many
             again ``ROOM_AFTER`` it was used up. None is no bound.
         send_error: what every send raises.
-        received: what the server got.
+        received: what the server got, in ``requests_received`` whole requests, the
+            last of which is ``last_request``.
+        held: what the server keeps back.
     """
 
     def __init__(self, world: World, server: Server) -> None:
@@ -57,6 +59,7 @@ class FakeSocket:
         self.send_error: OSError | None = None
         self.received = bytearray()
         self.connected = False
+        self.steps = 0  # of the handshake
         self.checked = False  # whether the engine has looked what became of it
         self.connect_error = 0
         self.hung_up = False
@@ -65,6 +68,8 @@ class FakeSocket:
         self._parsed = 0  # bytes of requests dealt with
         self._server = server
         self.requests_received = 0
+        self.last_request = b""
+        self.held = b""
         self._left = 0  # of the room
 
     # What the server does.
@@ -128,6 +133,7 @@ class FakeSocket:
         self.world.calls.append(("send", self.fd))
         if self.send_error is not None:
             raise self.send_error
+        self.world.sent_at.append(self.world.now)
         if self.room is None:
             taken = bytes(data)
         elif not self._left:
@@ -139,6 +145,7 @@ class FakeSocket:
                 self.world.at(self.world.now + ROOM_AFTER, self._make_room)
         self.received += taken
         while (size := self._whole_request()) is not None:
+            self.last_request = bytes(self.received[self._parsed : self._parsed + size])
             self._parsed += size
             self.requests_received += 1
             self._server(self, self.requests_received)
@@ -207,6 +214,11 @@ class World:
             socket that is given.
         dial_takes: how long the call itself takes.
         connect_takes: how long until a connection is made.
+        handshake: events that a connection waits for, one after the other, before
+            it is made.
+        stamps_waits: if not None, how long the kernel says replies have waited.
+        oversleeps: how much longer than asked a wait takes.
+        sent_at: when something was sent.
         injected: events that the next poll reports before the real ones.
         sockets: every socket dialled.
         calls: every read, send, close and poll, in order, by descriptor.
@@ -219,6 +231,10 @@ class World:
         self.dials: deque[OSError | Callable[[FakeSocket], None]] = deque()
         self.dial_takes = 0
         self.connect_takes = LATENCY
+        self.handshake: list[int] = []
+        self.stamps_waits: int | None = None
+        self.oversleeps = 0
+        self.sent_at: list[int] = []
         self.injected: list[tuple[int, int]] = []
         self.interest: dict[int, int] = {}
         self.open: dict[int, FakeSocket | Control] = {}
@@ -264,10 +280,17 @@ class World:
 
     def advance(self, socket: FakeSocket) -> tuple[FakeSocket, int]:
         socket.check_connected()
-        return socket, 0
+        step, socket.steps = socket.steps, socket.steps + 1
+        if step:
+            assert socket.inbox.popleft() == b"a part of a handshake"
+        if step == len(self.handshake):
+            return socket, 0
+        socket.inbox.append(b"a part of a handshake")
+        return socket, self.handshake[step]
 
-    def stamped(self, _socket: FakeSocket) -> None:
-        """The kernel does not tell when bytes came."""
+    def stamped(self, socket: FakeSocket) -> Callable[[int], tuple[bytes, int]] | None:
+        waited = self.stamps_waits
+        return None if waited is None else lambda size: (socket.recv(size), waited)
 
     def register(self, fd: int, eventmask: int, /) -> None:
         assert fd in self.open
@@ -287,13 +310,17 @@ class World:
     def poll(self, timeout: float, maxevents: int, /) -> list[tuple[int, int]]:
         assert timeout >= 0, "waits for ever"
         self.calls.append(("poll", -1))
-        return self._poll(timeout)[:maxevents]
+        events = self._poll(timeout)[:maxevents]
+        if not timeout and not events:
+            self.now += 1000  # what the call itself takes
+        return events
 
     def wait(self, seconds: float) -> bool:
         """Wait as ``poll`` does, and leave the events to it."""
         assert seconds > 0, "nothing to wait for"
         self.calls.append(("wait", -1))
         events = self._poll(seconds)
+        self.now += 0 if events else self.oversleeps
         self.injected = [event for event in events if event[0] not in self.interest]
         return bool(events)
 
@@ -442,7 +469,7 @@ def run(
         assert counts.sent_bytes == pool.sent_bytes(counts.sent)
         whole = sum(socket.requests_received for socket in world.sockets)
         assert whole <= counts.sent <= whole + len(world.sockets) * plan.pipeline
-        if len({len(message.expected or b"") for message in pool.messages}) == 1:
+        if not pool.any_reply and len({len(message.expected) for message in pool.messages}) == 1:
             assert counts.received_bytes == counts.verified * pool.received_bytes(1)
     if not world.control.is_set:
         assert counts.held + counts.failed_to_connect == connections
