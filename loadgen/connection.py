@@ -71,7 +71,7 @@ class Connection:
         begun: when its making began, in nanoseconds.
         ready: see above.
         message, due, sent: the head of the line; None without any in flight.
-        behind: the requests in flight behind it.
+        behind: the requests in flight behind it, if there ever were any.
         matched: bytes of the reply to the head that came and were right.
         unsent: what the kernel has not taken, a piece for each request.
         replies: replies verified.
@@ -109,9 +109,9 @@ class Connection:
         self.ready: bytes | None = None
         self.message: Message | None = None
         self.due = self.sent = begun
-        self.behind: deque[Request] = deque()
+        self.behind: deque[Request] | None = None  # most connections never need one
         self.matched = 0
-        self.unsent: deque[bytes] = deque()
+        self.unsent: list[bytes] = []
         self.replies = 0
         self.granted = 0
         self.decoder: FrameDecoder | None = None
@@ -127,14 +127,14 @@ class Connection:
     @property
     def in_flight(self) -> int:
         """How many requests wait for their replies."""
-        return 0 if self.message is None else 1 + len(self.behind)
+        return 0 if self.message is None else 1 + len(self.behind or ())
 
     @property
     def outstanding(self) -> list[Message]:
         """The requests in flight, the one to be answered next first."""
         if self.message is None:
             return []
-        return [self.message, *(request.message for request in self.behind)]
+        return [self.message, *(request.message for request in self.behind or ())]
 
     def add(self, message: Message, due: int, sent: int) -> None:
         """Put a request into the line."""
@@ -142,6 +142,8 @@ class Connection:
             self.message, self.due, self.sent = message, due, sent
             self.look()
         else:
+            if self.behind is None:
+                self.behind = deque()
             self.behind.append(Request(message, due, sent))
 
     def answered(self) -> None:

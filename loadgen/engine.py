@@ -286,7 +286,7 @@ class Engine:
         """Any other load: requests go when they are due, and replies free their connections."""
         load, recorder = self._load, self._recorder
         clock, get = self._clock, load.connections.get
-        record, release, receive = load.record, load.release, load.receive
+        finish, receive, dispatch = load.finish, load.receive, load.dispatch
         read_size, end = self._read_size, self._end
         latencies = recorder.latencies
         while not (self._stopped or load.is_over):
@@ -296,7 +296,7 @@ class Engine:
             if now >= self._next_look:
                 self._look(now)
             if load.due <= now:
-                load.dispatch(now)
+                dispatch(now)
                 now = clock()
             before = load.in_flight
             for fd, mask in self._events(min(self._next_look, until, load.due) - now):
@@ -315,17 +315,16 @@ class Engine:
                 if now >= end:
                     self._stop_sending(end)
                 if data == connection.ready:
-                    record(connection, now)
-                    release(connection, 1, now)
+                    finish(connection, now)
                 else:
                     receive(connection, data, now)
                 if load.due <= now:
-                    load.dispatch(now)
+                    dispatch(now)
             self._watch(clock(), before)
             while len(latencies) >= FOLD_AT:
                 recorder.fold()
                 if load.due <= (now := clock()):
-                    load.dispatch(now)
+                    dispatch(now)
             if load.ended:
                 load.close_ended()
 

@@ -107,6 +107,17 @@ class Load:
         self._looked = 0  # when there was last a look at what is due
         self._think = int(plan.think * 1e9)
         self._thinking: deque[tuple[int, Connection]] = deque()
+        self.dispatch = self._dispatch_open if self._open else self._dispatch_closed
+        """Send what is due by a moment."""
+        # The usual open loop has one request in flight on a connection that stays.
+        self._usual = (
+            self._open
+            and plan.pipeline == 1
+            and plan.requests_per_connection is None
+            and not pool.any_reply
+        )
+        self.finish = self._finish_usual if self._usual else self._finish
+        """Take a whole reply that is right, read at a moment."""
         # A connection stands here for each further request that it may take now.
         self._free: deque[Connection] = deque()
         self._left = NEVER if plan.requests is None else plan.requests
@@ -252,7 +263,7 @@ class Load:
             if connection.message is not None and connection.sent < oldest and not connection.ended:
                 counts = self._recorder.counts
                 counts.timed_out += 1
-                counts.failed += len(connection.behind)
+                counts.failed += connection.in_flight - 1
                 self._give_up(connection, TIMEOUT)
         del self._scanned[: len(self.connections) // share + 1]
 
@@ -332,15 +343,11 @@ class Load:
             if sent != len(data):
                 unsent[0] = data[sent:]
                 return
-            unsent.popleft()
+            del unsent[0]
         connection.look()
         self._poller.modify(connection.fd, READ)
 
-    def dispatch(self, now: int) -> None:
-        """Send what is due."""
-        if self._open:
-            self._dispatch_open(now)
-            return
+    def _dispatch_closed(self, now: int) -> None:
         thinking, free = self._thinking, self._free
         while thinking and thinking[0][0] <= now:
             free.append(thinking.popleft()[1])
@@ -356,20 +363,41 @@ class Load:
         self.due = thinking[0][0] if thinking and self._left else NEVER
 
     def _dispatch_open(self, now: int) -> None:
-        free, clock, times = self._free, self._clock, self._times
-        recorder = self._recorder
+        free, clock, times, take, usual = (
+            self._free,
+            self._clock,
+            self._times,
+            self._take,
+            self._usual,
+        )
         due = self._arrival
         if self._looked < due <= now:
             # Nobody knew of it before; else it has waited for a connection, not for us.
-            recorder.lags.append(now - due)
+            self._recorder.lags.append(now - due)
         while due <= now and free and self._left:
             connection = free.popleft()
             if connection.ended:
                 continue
             if now - due > LATE:
-                recorder.counts.late += 1
+                self._recorder.counts.late += 1
             self._left -= 1
-            self.request(connection, 1, due, now)
+            if usual:
+                # What ``request`` does, without its questions: the hot path of an open loop.
+                self.in_flight += 1
+                message = connection.message = take()
+                frame, connection.ready = message
+                connection.due, connection.sent = due, now
+                try:
+                    sent = connection.send(frame)
+                except BlockingIOError:
+                    self.wait_to_send(connection, frame)
+                except OSError as error:
+                    self.lose(connection, kind_of_error(error))
+                else:
+                    if sent != len(frame):
+                        self.wait_to_send(connection, frame[sent:])
+            else:
+                self.request(connection, 1, due, now)
             due = self._origin + next(times, NEVER)
             now = clock()
         self._arrival = due
@@ -434,6 +462,24 @@ class Load:
         self.in_flight -= 1
         connection.answered()
 
+    def _finish(self, connection: Connection, now: int) -> None:
+        self.record(connection, now)
+        self.release(connection, 1, now)
+
+    def _finish_usual(self, connection: Connection, now: int) -> None:
+        # The same in one piece: the hot path of an open loop.
+        recorder, free = self._recorder, self._free
+        recorder.latencies.append(now - connection.due)
+        recorder.services.append(now - connection.sent)
+        connection.message = connection.ready = None
+        connection.replies += 1
+        self.in_flight -= 1
+        if self.sending:
+            if not free:
+                self._looked = now
+            free.append(connection)
+            self.due = self._arrival
+
     def receive(self, connection: Connection, data: bytes, now: int) -> None:
         """Check what came: a part of a reply, several of them, or too much."""
         if not data:
@@ -492,7 +538,7 @@ class Load:
         if connection.message is not None:
             sent = connection.message.frame
             counts.wrong += 1
-            counts.failed += len(connection.behind)
+            counts.failed += connection.in_flight - 1
         self._recorder.keep(
             Mismatch(connection.number, kind, sent, expected, got[: len(expected) + GOT_SHOWN])
         )
