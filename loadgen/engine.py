@@ -10,8 +10,9 @@ The rules:
 * every reply is compared byte for byte with the expected one, however the
   stream was cut; a connection that answers wrongly is out of step and closed;
 * in the plain closed loop (``_pump_plain``) a request costs a read, a look at
-  the clock and a send; all else follows from the latencies it collects. What is
-  due by the clock, or by more than a reply, goes through ``_pump``;
+  the clock and a send; all else follows from the latencies it collects. The
+  plain open loop (``_pump_open``) adds what is due by the clock. Any other load
+  goes through ``_pump``, in which everything is a call;
 * whatever is due is sent between any two events, not only between batches;
 * nothing a server does keeps the engine longer than its deadlines.
 """
@@ -22,7 +23,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from loadgen.connection import NEVER, kind_of_error
-from loadgen.load import Load
+from loadgen.load import LATE, Load
 from loadgen.opening import Dialer
 from loadgen.plan import Plan
 from loadgen.recording import FOLD_AT, Recorder
@@ -194,7 +195,11 @@ class Engine:
     def _measure(self) -> None:
         """Send and verify until the time is over, the control says so, or nothing is left."""
         load, recorder, clock = self._load, self._recorder, self._clock
-        pump = self._pump_plain if load.is_plain else self._pump
+        pump = self._pump
+        if load.is_plain:
+            pump = self._pump_plain
+        elif load.is_open_plain:
+            pump = self._pump_open
         now = clock()
         self._next_look = now + LOOK_EVERY
         if self._plan.warmup:
@@ -282,11 +287,101 @@ class Engine:
             if load.ended:
                 load.close_ended()
 
+    def _pump_open(self, until: int) -> None:
+        """The plain open loop: a reply frees its connection, and what is due takes one."""
+        load, recorder = self._load, self._recorder
+        clock, get, take = self._clock, load.connections.get, self._pool.take
+        free, times, origin = load.free, load.times, load.origin
+        read_size, end = self._read_size, self._end
+        latencies, services, lags = recorder.latencies, recorder.services, recorder.lags
+        while not (self._stopped or load.is_over):
+            now = clock()
+            if now >= until:
+                break
+            if now >= self._next_look:
+                self._look(now)
+            if load.due <= now:
+                load.dispatch(now)
+                now = clock()
+            before = load.in_flight
+            for fd, mask in self._events(min(self._next_look, until, load.due) - now):
+                connection = get(fd)
+                if mask != READ or connection is None:
+                    self._handle(fd, mask)
+                    continue
+                try:
+                    data = connection.recv(read_size)
+                except BlockingIOError:
+                    continue
+                except OSError as error:
+                    load.lose(connection, kind_of_error(error))
+                    continue
+                now = clock()
+                if data != connection.ready or now >= end:
+                    if now >= end:
+                        self._stop_sending(end)
+                    load.receive(connection, data, now)
+                    if load.due <= now:
+                        load.dispatch(now)
+                    continue
+                latencies.append(now - connection.due)
+                services.append(now - connection.sent)
+                connection.replies += 1
+                due = load.arrival
+                if due > now:
+                    connection.message = connection.ready = None
+                    free.append(connection)
+                    load.in_flight -= 1
+                    load.due = due
+                    continue
+                if free:
+                    # It has not waited for a connection, but for this loop. The one
+                    # that is free for longest takes it.
+                    lags.append(now - due)
+                    connection.message = connection.ready = None
+                    free.append(connection)
+                    connection = free.popleft()
+                    if connection.ended:
+                        load.in_flight -= 1
+                        load.dispatch(now)
+                        continue
+                if now - due > LATE:
+                    recorder.counts.late += 1
+                message = connection.message = take()
+                frame, connection.ready = message
+                connection.due, connection.sent = due, now
+                load.arrival = due = origin + next(times, NEVER)
+                try:
+                    sent = connection.send(frame)
+                except BlockingIOError:
+                    sent = 0
+                except OSError as error:
+                    load.lose(connection, kind_of_error(error))
+                    continue
+                if sent != len(frame):
+                    load.wait_to_send(connection, frame[sent:])
+                if due <= now and free:
+                    load.dispatch(clock())
+            if free:
+                load.due = load.arrival
+            self._watch(clock(), before)
+            while len(latencies) >= FOLD_AT:
+                recorder.fold()
+                if load.due <= (now := clock()):
+                    load.dispatch(now)
+            if load.ended:
+                load.close_ended()
+
     def _pump(self, until: int) -> None:
         """Any other load: requests go when they are due, and replies free their connections."""
         load, recorder = self._load, self._recorder
         clock, get = self._clock, load.connections.get
-        finish, receive, dispatch = load.finish, load.receive, load.dispatch
+        record, release, receive, dispatch = (
+            load.record,
+            load.release,
+            load.receive,
+            load.dispatch,
+        )
         read_size, end = self._read_size, self._end
         latencies = recorder.latencies
         while not (self._stopped or load.is_over):
@@ -315,7 +410,8 @@ class Engine:
                 if now >= end:
                     self._stop_sending(end)
                 if data == connection.ready:
-                    finish(connection, now)
+                    record(connection, now)
+                    release(connection, 1, now)
                 else:
                     receive(connection, data, now)
                 if load.due <= now:

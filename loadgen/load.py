@@ -67,6 +67,11 @@ class Load:
         measuring: whether replacements may be made, and count.
         ended: the connections to be closed after the batch.
         is_plain: whether each reply is followed by the next request, and that is all.
+        is_open_plain: whether it is an open loop, with one request in flight on a
+            connection, and that is all.
+        free: the connections that may take a request, once for each that they may.
+        arrival: when the next request of an open loop is due; ``times`` has those
+            after it, counted from ``origin``.
     """
 
     def __init__(
@@ -101,25 +106,17 @@ class Load:
         self._any_bytes = 0  # of replies of which any is right
         self.is_plain = plan.is_plain and not pool.any_reply
         self._open = schedule is not None
-        self._times: Iterator[int] = schedule.times if schedule else itertools.repeat(NEVER)
-        self._arrival = NEVER  # the next one, once started
-        self._origin = 0  # from where arrivals count
+        self.is_open_plain = plan.is_open_plain and not pool.any_reply
+        self.times: Iterator[int] = schedule.times if schedule else itertools.repeat(NEVER)
+        self.arrival = NEVER  # the next one, once started
+        self.origin = 0  # from where arrivals count
         self._looked = 0  # when there was last a look at what is due
         self._think = int(plan.think * 1e9)
         self._thinking: deque[tuple[int, Connection]] = deque()
         self.dispatch = self._dispatch_open if self._open else self._dispatch_closed
         """Send what is due by a moment."""
-        # The usual open loop has one request in flight on a connection that stays.
-        self._usual = (
-            self._open
-            and plan.pipeline == 1
-            and plan.requests_per_connection is None
-            and not pool.any_reply
-        )
-        self.finish = self._finish_usual if self._usual else self._finish
-        """Take a whole reply that is right, read at a moment."""
         # A connection stands here for each further request that it may take now.
-        self._free: deque[Connection] = deque()
+        self.free: deque[Connection] = deque()
         self._left = NEVER if plan.requests is None else plan.requests
         self._limit = plan.requests_per_connection or NEVER
         self._timeout = int(plan.timeout * 1e9)
@@ -136,9 +133,9 @@ class Load:
     def start(self, now: int) -> None:
         """Begin to send."""
         self.sending = self.measuring = True
-        self._origin = now
+        self.origin = now
         if self._open:
-            self._arrival = now + next(self._times, NEVER)
+            self.arrival = now + next(self.times, NEVER)
         for connection in list(self.connections.values()):
             self._grant(connection)
         self._looked = now - 1
@@ -148,14 +145,14 @@ class Load:
         self.sending = False
         counts = self._recorder.counts
         if self._schedule is not None:
-            if self._arrival < end:
-                after = self._arrival - self._origin
-                unsent = 1 + self._schedule.count(after, end - self._origin)
+            if self.arrival < end:
+                after = self.arrival - self.origin
+                unsent = 1 + self._schedule.count(after, end - self.origin)
                 counts.unsent += min(unsent, self._left)
         elif self._plan.requests is not None:
             counts.unsent += self._left
         self.due = NEVER
-        self._free.clear()
+        self.free.clear()
         self._thinking.clear()
 
     def forget(self) -> None:
@@ -348,7 +345,7 @@ class Load:
         self._poller.modify(connection.fd, READ)
 
     def _dispatch_closed(self, now: int) -> None:
-        thinking, free = self._thinking, self._free
+        thinking, free = self._thinking, self.free
         while thinking and thinking[0][0] <= now:
             free.append(thinking.popleft()[1])
         while free and self._left:
@@ -363,14 +360,8 @@ class Load:
         self.due = thinking[0][0] if thinking and self._left else NEVER
 
     def _dispatch_open(self, now: int) -> None:
-        free, clock, times, take, usual = (
-            self._free,
-            self._clock,
-            self._times,
-            self._take,
-            self._usual,
-        )
-        due = self._arrival
+        free, clock, times = self.free, self._clock, self.times
+        due = self.arrival
         if self._looked < due <= now:
             # Nobody knew of it before; else it has waited for a connection, not for us.
             self._recorder.lags.append(now - due)
@@ -381,26 +372,11 @@ class Load:
             if now - due > LATE:
                 self._recorder.counts.late += 1
             self._left -= 1
-            if usual:
-                # What ``request`` does, without its questions: the hot path of an open loop.
-                self.in_flight += 1
-                message = connection.message = take()
-                frame, connection.ready = message
-                connection.due, connection.sent = due, now
-                try:
-                    sent = connection.send(frame)
-                except BlockingIOError:
-                    self.wait_to_send(connection, frame)
-                except OSError as error:
-                    self.lose(connection, kind_of_error(error))
-                else:
-                    if sent != len(frame):
-                        self.wait_to_send(connection, frame[sent:])
-            else:
-                self.request(connection, 1, due, now)
-            due = self._origin + next(times, NEVER)
-            now = clock()
-        self._arrival = due
+            self.request(connection, 1, due, now)
+            due = self.origin + next(times, NEVER)
+            if due <= now:
+                now = clock()
+        self.arrival = due
         self._looked = now
         self.due = due if free and self._left else NEVER
 
@@ -423,10 +399,10 @@ class Load:
             self._thinking.extend([(now + self._think, connection)] * count)
             self.due = self._thinking[0][0]
         else:
-            if not self._free:
+            if not self.free:
                 self._looked = now  # what is due by now has waited for this connection
-            self._free.extend([connection] * count)
-            self.due = self._arrival if self._open else 0
+            self.free.extend([connection] * count)
+            self.due = self.arrival if self._open else 0
 
     # Replies --------------------------------------------------------------------
 
@@ -461,24 +437,6 @@ class Load:
             recorder.latencies.append(now - sent)
         self.in_flight -= 1
         connection.answered()
-
-    def _finish(self, connection: Connection, now: int) -> None:
-        self.record(connection, now)
-        self.release(connection, 1, now)
-
-    def _finish_usual(self, connection: Connection, now: int) -> None:
-        # The same in one piece: the hot path of an open loop.
-        recorder, free = self._recorder, self._free
-        recorder.latencies.append(now - connection.due)
-        recorder.services.append(now - connection.sent)
-        connection.message = connection.ready = None
-        connection.replies += 1
-        self.in_flight -= 1
-        if self.sending:
-            if not free:
-                self._looked = now
-            free.append(connection)
-            self.due = self._arrival
 
     def receive(self, connection: Connection, data: bytes, now: int) -> None:
         """Check what came: a part of a reply, several of them, or too much."""

@@ -129,13 +129,16 @@ class Plan:
     @property
     def is_plain(self) -> bool:
         """Whether each verified reply is followed by the next request, and that is all."""
-        return (
-            not self.is_open_loop
-            and self.pipeline == 1
-            and not self.think
-            and self.requests is None
-            and self.requests_per_connection is None
-        )
+        return not (self.is_open_loop or self.think) and self._is_simple
+
+    @property
+    def is_open_plain(self) -> bool:
+        """Whether requests are sent by the clock, one at a time a connection, and that is all."""
+        return self.is_open_loop and self._is_simple
+
+    @property
+    def _is_simple(self) -> bool:
+        return self.pipeline == 1 and self.requests is None and self.requests_per_connection is None
 
     @property
     def senders(self) -> int:
