@@ -55,9 +55,14 @@ class Socket(Protocol):
 
 
 class Request(NamedTuple):
-    """A request in flight: when it was due and when it was sent, in nanoseconds."""
+    """A request in flight: when it was due and when it was sent, in nanoseconds.
+
+    Or several that were sent as one, in ``parts``; their replies come as one, too,
+    as a rule, and then cost what one does.
+    """
 
     message: Message
+    parts: tuple[Message, ...]
     due: int
     sent: int
 
@@ -70,7 +75,8 @@ class Connection:
         sends: whether it is one of those that send.
         begun: when its making began, in nanoseconds.
         ready: see above.
-        message, due, sent: the head of the line; None without any in flight.
+        message, parts, due, sent: the head of the line, see ``Request``; ``message``
+            is None without any in flight.
         behind: the requests in flight behind it, if there ever were any.
         matched: bytes of the reply to the head that came and were right.
         unsent: what the kernel has not taken, a piece for each request.
@@ -91,6 +97,7 @@ class Connection:
         "matched",
         "message",
         "number",
+        "parts",
         "ready",
         "recv",
         "replies",
@@ -108,6 +115,7 @@ class Connection:
         self.begun = begun
         self.ready: bytes | None = None
         self.message: Message | None = None
+        self.parts: tuple[Message, ...] = ()
         self.due = self.sent = begun
         self.behind: deque[Request] | None = None  # most connections never need one
         self.matched = 0
@@ -127,34 +135,54 @@ class Connection:
     @property
     def in_flight(self) -> int:
         """How many requests wait for their replies."""
-        return 0 if self.message is None else 1 + len(self.behind or ())
+        if self.message is None:
+            return 0
+        behind = sum(len(request.parts) or 1 for request in self.behind or ())
+        return (len(self.parts) or 1) + behind
 
     @property
     def outstanding(self) -> list[Message]:
         """The requests in flight, the one to be answered next first."""
         if self.message is None:
             return []
-        return [self.message, *(request.message for request in self.behind or ())]
+        found = [*(self.parts or (self.message,))]
+        for request in self.behind or ():
+            found += request.parts or (request.message,)
+        return found
 
-    def add(self, message: Message, due: int, sent: int) -> None:
+    def add(self, message: Message, parts: tuple[Message, ...], due: int, sent: int) -> None:
         """Put a request into the line."""
         if self.message is None:
-            self.message, self.due, self.sent = message, due, sent
+            self.message, self.parts, self.due, self.sent = message, parts, due, sent
             self.look()
         else:
             if self.behind is None:
                 self.behind = deque()
-            self.behind.append(Request(message, due, sent))
+            self.behind.append(Request(message, parts, due, sent))
 
-    def answered(self) -> None:
-        """Take the head, which is answered, out of the line."""
+    def answered(self) -> int:
+        """Take the head, which is answered, out of the line; how many requests that were."""
+        count = len(self.parts) or 1
         self.matched = 0
-        self.replies += 1
+        self.replies += count
         if self.behind:
-            self.message, self.due, self.sent = self.behind.popleft()
+            self.message, self.parts, self.due, self.sent = self.behind.popleft()
             self.look()
         else:
             self.message = self.ready = None
+            self.parts = ()
+        return count
+
+    def take_apart(self) -> None:
+        """Have each part of the head stand in the line by itself."""
+        if self.parts:
+            first, *others = self.parts
+            if self.behind is None:
+                self.behind = deque()
+            self.behind.extendleft(
+                Request(other, (), self.due, self.sent) for other in reversed(others)
+            )
+            self.message, self.parts = first, ()
 
     def look(self) -> None:
         """Set ``ready`` by all the rest."""

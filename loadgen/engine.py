@@ -112,8 +112,7 @@ class Engine:
             plan, pool, schedule, self._recorder, dialer=dialer, poller=poller, clock=clock
         )
         # One byte more than expected, to see what a server sends too much.
-        several = plan.pipeline > 1 or pool.any_reply
-        wanted = READ_SIZE if several else pool.longest_reply + 1
+        wanted = READ_SIZE if pool.any_reply else plan.pipeline * pool.longest_reply + 1
         self._read_size = max(dialer.read_size, min(wanted, READ_SIZE))
         self._phase = Phase.CONNECTING
         self._start: int | None = None  # as the control says
@@ -410,8 +409,7 @@ class Engine:
                 if now >= end:
                     self._stop_sending(end)
                 if data == connection.ready:
-                    record(connection, now)
-                    release(connection, 1, now)
+                    release(connection, record(connection, now), now)
                 else:
                     receive(connection, data, now)
                 if load.due <= now:

@@ -286,15 +286,9 @@ class Load:
     def request(self, connection: Connection, count: int, due: int, now: int) -> None:
         """Send so many requests that were due then."""
         self.in_flight += count
-        if count == 1:
-            message = self._take()
-            connection.add(message, due, now)
-            data = message.frame
-        else:
-            messages = [self._take() for _ in range(count)]
-            for message in messages:
-                connection.add(message, due, now)
-            data = b"".join([message.frame for message in messages])
+        message, parts = (self._take(), ()) if count == 1 else self._pool.take_several(count)
+        connection.add(message, parts, due, now)
+        data = message.frame
         if connection.unsent:
             self._hold_back(connection, data)
             return
@@ -398,6 +392,9 @@ class Load:
         elif self._think and connection.replies:
             self._thinking.extend([(now + self._think, connection)] * count)
             self.due = self._thinking[0][0]
+        elif not self._open and self._left >= count:
+            self._left -= count
+            self.request(connection, count, now, now)
         else:
             if not self.free:
                 self._looked = now  # what is due by now has waited for this connection
@@ -426,17 +423,18 @@ class Load:
                 return
             self.receive(connection, data, self._clock())
 
-    def record(self, connection: Connection, now: int) -> None:
-        """Count the reply to the head of the line as verified."""
+    def record(self, connection: Connection, now: int) -> int:
+        """Count the reply to the head of the line as verified; how many replies it was."""
         recorder = self._recorder
-        sent = connection.sent
+        due, sent = connection.due, connection.sent
+        count = connection.answered()
+        self.in_flight -= count
         if self._open:
-            recorder.latencies.append(now - connection.due)
-            recorder.services.append(now - sent)
+            recorder.latencies.extend([now - due] * count)
+            recorder.services.extend([now - sent] * count)
         else:
-            recorder.latencies.append(now - sent)
-        self.in_flight -= 1
-        connection.answered()
+            recorder.latencies.extend([now - sent] * count)
+        return count
 
     def receive(self, connection: Connection, data: bytes, now: int) -> None:
         """Check what came: a part of a reply, several of them, or too much."""
@@ -450,6 +448,7 @@ class Load:
             return
         start = answered = 0
         while start < len(data):
+            connection.take_apart()
             message = connection.message
             if message is None or connection.in_flight <= len(connection.unsent):
                 self._reject(connection, UNEXPECTED_BYTES, b"", data[start:])
@@ -464,8 +463,7 @@ class Load:
             if end > len(data):
                 connection.matched += len(piece)
                 break
-            self.record(connection, now)
-            answered += 1
+            answered += self.record(connection, now)
             start = end
         connection.look()
         if answered:
@@ -476,6 +474,7 @@ class Load:
     ) -> None:
         payloads = decoder.feed(data)
         for payload in payloads:
+            connection.take_apart()
             if connection.in_flight <= len(connection.unsent):
                 self._reject(connection, UNEXPECTED_BYTES, b"", data)
                 return

@@ -325,11 +325,25 @@ class Pool:
         """The next message."""
         self.longest_reply = max(len(message.expected) for message in messages)
         self.any_reply = not messages[0].expected
+        self._joined: dict[int, tuple[Message, tuple[Message, ...]]] = {}
         self._sent = [0, *itertools.accumulate(len(each.frame) for each in self.messages)]
         self._received = [
             0,
             *itertools.accumulate(len(each.expected) for each in self.messages),
         ]
+
+    def take_several(self, count: int) -> tuple[Message, tuple[Message, ...]]:
+        """The next messages as one, and each by itself.
+
+        >>> pool = Pool(messages([b"abc"], "reverse"))
+        >>> pool.take_several(2)[0]
+        Message(frame=b'00003abc00003abc', expected=b'00003cba00003cba')
+        """
+        if len(self.messages) > 1:
+            return _join(tuple(self.take() for _ in range(count)))
+        if count not in self._joined:
+            self._joined[count] = _join((self.messages[0],) * count)
+        return self._joined[count]
 
     def sent_bytes(self, count: int) -> int:
         """Of the frames of the first ``count`` messages taken."""
@@ -338,6 +352,11 @@ class Pool:
     def received_bytes(self, count: int) -> int:
         """Of the replies to the first ``count`` messages taken."""
         return _sum(self._received, count)
+
+
+def _join(parts: tuple[Message, ...]) -> tuple[Message, tuple[Message, ...]]:
+    frames, replies = zip(*parts, strict=True)
+    return Message(b"".join(frames), b"".join(replies)), parts
 
 
 def _sum(sums: list[int], count: int) -> int:
