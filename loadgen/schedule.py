@@ -83,14 +83,16 @@ class Schedule:
         3
         """
         number = 0
-        for due in itertools.islice(self.times, COUNTED_EXACTLY):
+        # One more than is promised, to know whether any are left.
+        for due in itertools.islice(self.times, COUNTED_EXACTLY + 1):
             if due >= end:
                 return number
             number += 1
             start = due
-        if number < COUNTED_EXACTLY:
+        if number <= COUNTED_EXACTLY:
             return number
-        return number + round((self._total(end) - self._total(start)) / self._workers) - 1
+        left = round((self._total(end) - self._total(start)) / self._workers)
+        return number + max(0, left - 1)
 
     def _total(self, moment: int) -> float:
         """Requests due up to a moment, of all workers."""
@@ -120,9 +122,9 @@ def _times(stages: Sequence[Stage], counts: Iterator[float]) -> Iterator[int]:
         seconds, start, end = stage
         after = passed + stage.requests
         if start == end:
-            begin_ns, interval = begin * 1e9, 1e9 / start if start else 0.0
-            while count < after:
-                yield round(begin_ns + (count - passed) * interval)
+            begin_ns = begin * 1e9
+            while count < after:  # never at a rate of 0
+                yield round(begin_ns + (count - passed) * 1e9 / start)
                 count = next(counts)
         else:
             slope = (end - start) / seconds
