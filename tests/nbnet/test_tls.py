@@ -375,7 +375,10 @@ def test_a_server_that_is_gone_leaves_its_socket_to_the_caller(scene: Scene, tru
     assert plain.fileno() != -1
 
 
-def test_a_server_that_goes_while_it_is_wrapped_is_told_plainly(scene: Scene, trust: Path) -> None:
+@pytest.mark.parametrize("side", ["client", "server"])
+def test_a_peer_that_goes_while_it_is_wrapped_is_told_plainly(
+    scene: Scene, trust: Path, side: str
+) -> None:
     class GoesNow(socket.socket):
         """The peer says something and resets right after it was seen to be there."""
 
@@ -386,11 +389,16 @@ def test_a_server_that_goes_while_it_is_wrapped_is_told_plainly(scene: Scene, tr
             wait(self)
             return name
 
+    def take_over(plain: socket.socket) -> TlsSocket:
+        if side == "client":
+            return wrap_client(client_context(trust), plain, NAME)
+        return wrap(scene.server_context, plain)
+
     peer, other = scene.tcp_pair()
     with GoesNow(fileno=other.detach()) as plain:
         plain.setblocking(False)
         with pytest.raises(OSError, match="closed before tls handshake") as caught:
-            wrap_client(client_context(trust), plain, NAME)
+            take_over(plain)
         assert not isinstance(caught.value, ssl.SSLError)
 
 
