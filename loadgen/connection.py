@@ -150,7 +150,7 @@ class Connection:
             found += request.parts or (request.message,)
         return found
 
-    def add(self, message: Message, parts: tuple[Message, ...], due: int, sent: int) -> None:
+    def add(self, message: Message, due: int, sent: int, parts: tuple[Message, ...] = ()) -> None:
         """Put a request into the line."""
         if self.message is None:
             self.message, self.parts, self.due, self.sent = message, parts, due, sent

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from loadgen.plan import TlsPlan
 from nbnet.machine import SocketAddress
+from nbnet.pollers import WRITE
 
 if TYPE_CHECKING:
     import ssl
@@ -104,7 +105,8 @@ class KernelDialer:
         assert self._tls is not None
         if not isinstance(connection, TlsSocket):
             _check_connected(connection)
-            connection = wrap_client(self._context, connection, self._tls.server_name)
+            # Given back before the handshake can fail: who is to close it must have it.
+            return wrap_client(self._context, connection, self._tls.server_name), WRITE
         return connection, 0 if connection.handshake() else connection.wants
 
     def stamped(self, connection: socket.socket) -> Callable[[int], tuple[bytes, int]] | None:
@@ -120,11 +122,11 @@ class KernelDialer:
         def stamped_recv(size: int) -> tuple[bytes, int]:
             data, ancillary, _, _ = receive(size, _ANCILLARY)
             read_at = now()
-            for level, kind, content in ancillary:
-                if (level, kind) == (socket.SOL_SOCKET, _SO_TIMESTAMPNS):
-                    seconds, nanoseconds = _TIMESPEC.unpack_from(content)
-                    return data, read_at - (seconds * 1_000_000_000 + nanoseconds)
-            return data, -1
+            if not ancillary:
+                return data, -1
+            # Nothing else was asked for.
+            seconds, nanoseconds = _TIMESPEC.unpack_from(ancillary[0][2])
+            return data, read_at - (seconds * 1_000_000_000 + nanoseconds)
 
         return stamped_recv
 

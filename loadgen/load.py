@@ -146,8 +146,7 @@ class Load:
         counts = self._recorder.counts
         if self._schedule is not None:
             if self.arrival < end:
-                after = self.arrival - self.origin
-                unsent = 1 + self._schedule.count(after, end - self.origin)
+                unsent = 1 + self._schedule.count(end - self.origin)
                 counts.unsent += min(unsent, self._left)
         elif self._plan.requests is not None:
             counts.unsent += self._left
@@ -287,7 +286,7 @@ class Load:
         """Send so many requests that were due then."""
         self.in_flight += count
         message, parts = (self._take(), ()) if count == 1 else self._pool.take_several(count)
-        connection.add(message, parts, due, now)
+        connection.add(message, due, now, parts)
         data = message.frame
         if connection.unsent:
             self._hold_back(connection, data)

@@ -6,6 +6,7 @@ becomes of an attempt is told to the two callbacks.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -128,5 +129,7 @@ class Opener:
         self._failed(connection.number, connection.sends, kind)
 
     def _close(self, connection: Connection) -> None:
-        self._poller.unregister(connection.fd)
+        # A socket that is lost when it is taken over for TLS takes its descriptor with it.
+        with contextlib.suppress(OSError):
+            self._poller.unregister(connection.fd)
         connection.socket.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field, replace
 from typing import Final, Self
@@ -86,12 +87,14 @@ class Plan:
         ):
             if value is not None and value < 1:
                 raise PlanError(f"{value} {name}: at least 1 is needed")
-        for name, seconds in (("duration", self.duration), ("timeout", self.timeout)):
-            if not seconds > 0:
-                raise PlanError(f"a {name} of {seconds:g} s: more than 0 is needed")
-        for name, seconds in (("duration", self.duration), ("warm-up", self.warmup)):
-            if seconds > LONGEST_DURATION:
-                raise PlanError(f"a {name} of {seconds:g} s: at most a year is possible")
+        self._check_times()
+        for name, rate in (
+            ("rate", self.rate),
+            ("connect rate", self.connect_rate),
+            *(("rate", rate) for _, rate in self.stages),
+        ):
+            if rate is not None and not 0 <= rate < math.inf:
+                raise PlanError(f"a {name} of {rate:g}: a number from 0 on is needed")
         if self.active is not None and self.active > self.connections:
             raise PlanError(
                 f"{self.active} active connections are more than the {self.connections} held"
@@ -106,13 +109,31 @@ class Plan:
             raise PlanError("arrivals belong to an open loop: give its rate as well")
         self._check_stages()
 
+    def _check_times(self) -> None:
+        for name, seconds in (
+            ("duration", self.duration),
+            ("timeout", self.timeout),
+            *(("stage", seconds) for seconds, _ in self.stages),
+        ):
+            if not seconds > 0:
+                raise PlanError(f"a {name} of {seconds:g} s: more than 0 is needed")
+        for name, seconds in (
+            ("duration", self.duration),
+            ("warm-up", self.warmup),
+            ("timeout", self.timeout),
+            ("connect timeout", self.connect_timeout),
+            ("think time", self.think),
+            ("grace", self.grace),
+        ):
+            if not seconds >= 0:
+                raise PlanError(f"a {name} of {seconds:g} s: at least 0 is needed")
+            if seconds > LONGEST_DURATION:
+                raise PlanError(f"a {name} of {seconds:g} s: at most a year is possible")
+
     def _check_stages(self) -> None:
         if not self.stages:
             return
-        for seconds, _ in self.stages:
-            if not seconds > 0:
-                raise PlanError(f"a stage of {seconds:g} s: more than 0 is needed")
-        if not any(rate for _, rate in self.stages):
+        if not (self.rate or any(rate for _, rate in self.stages)):
             raise PlanError("stages to a rate of 0 alone: nothing would be sent")
         total = sum(seconds for seconds, _ in self.stages)
         if abs(total - self.duration) > 1e-6:
@@ -158,13 +179,13 @@ class Plan:
 
     @property
     def schedule_stages(self) -> list[Stage]:
-        """The rate from the start of the warm-up on, which is as at the start of the rest."""
+        """The rate from the start of the warm-up on, which has the first that is not nought."""
         if not self.stages:
             rate = self.rate or 0.0
             return [Stage(self.warmup + self.duration, rate, rate)]
         # Warming up at nought would warm nothing.
         before = self.rate or 0.0
-        warm = before or self.stages[0][1]
+        warm = before or next(rate for _, rate in self.stages if rate)
         stages = [Stage(self.warmup, warm, warm)] if self.warmup else []
         for seconds, rate in self.stages:
             stages.append(Stage(seconds, before, rate))
@@ -187,10 +208,11 @@ class Plan:
         if self.requests is not None and workers > self.requests:
             raise PlanError(f"{workers} workers are more than the {self.requests} requests")
 
-        def part(total: int) -> int:
+        def part(total: int, worker: int = worker) -> int:
             return total // workers + (worker < total % workers)
 
-        idle = part(self.connections - self.senders)
+        # Counted from the last worker on, so that each holds the same in all.
+        idle = part(self.connections - self.senders, workers - 1 - worker)
         return replace(
             self,
             connections=part(self.senders) + idle,
@@ -270,7 +292,7 @@ def parse_rate(text: str) -> float:
     try:
         return float(parse_count(number))
     except ValueError:
-        if re.fullmatch(r"[0-9]*\.[0-9]+", number):
+        if re.fullmatch(r"[0-9]{0,15}\.[0-9]+", number):
             return float(number)
         raise ValueError(f"{text!r} is no rate: expected one like 500, 50k or 1.5M") from None
 

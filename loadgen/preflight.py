@@ -129,6 +129,10 @@ def choose_sources(
 
 
 def _check_source(source: str, address: SocketAddress) -> None:
+    try:
+        ipaddress.ip_address(source)
+    except ValueError:  # a name would be looked up for each connection
+        raise PlanError(f"--source {source}: expected an address, not a name") from None
     with socket.socket(address.family) as probe:
         try:
             probe.bind((source, 0))

@@ -76,7 +76,9 @@ def run(plan: Plan, site: Site, report: Callable[[Run], int]) -> int:
             Job(
                 plan=share,
                 address=address,
-                messages=messages,
+                # Each worker has payloads of its own: one that is faster than another
+                # would come upon those that the other has in flight.
+                messages=messages[worker::workers] if plan.traffic.unique else messages,
                 worker=worker,
                 workers=workers,
                 # Each begins with another one: they are used evenly by all.

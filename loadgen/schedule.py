@@ -75,24 +75,25 @@ class Schedule:
     def __iter__(self) -> Iterator[int]:
         return self.times
 
-    def count(self, start: int, end: int) -> int:
-        """Use up the arrivals before ``end`` and give their number.
+    def count(self, end: int) -> int:
+        """Use up the arrivals before ``end``, in nanoseconds, and give their number.
 
-        The first 100,000 are counted; how many more are due between ``start`` and
-        ``end``, a moment each in nanoseconds, follows from the rate.
+        The first 100,000 are counted; how many more are due follows from the rate.
 
-        >>> Schedule([Stage(0.005, 1000, 1000)]).count(0, 3_000_000)
+        >>> Schedule([Stage(0.005, 1000, 1000)]).count(3_000_000)
         3
         """
-        number = 0
-        for due in itertools.islice(self.times, COUNTED_EXACTLY):
+        number = last = 0
+        # One more than is promised, to know whether any are left.
+        for due in itertools.islice(self.times, COUNTED_EXACTLY + 1):
             if due >= end:
                 return number
             number += 1
-            start = due
-        if number < COUNTED_EXACTLY:
+            last = due
+        if number <= COUNTED_EXACTLY:
             return number
-        return number + round((self._total(end) - self._total(start)) / self._workers) - 1
+        left = round((self._total(end) - self._total(last)) / self._workers)
+        return number + max(0, left - 1)
 
     def _total(self, moment: int) -> float:
         """Requests due up to a moment, of all workers."""
@@ -122,8 +123,8 @@ def _times(stages: Sequence[Stage], counts: Iterator[float]) -> Iterator[int]:
         seconds, start, end = stage
         after = passed + stage.requests
         if start == end:
-            begin_ns, interval = begin * 1e9, 1e9 / start if start else 0.0
-            while count < after:
+            begin_ns = begin * 1e9
+            while count < after:  # never at a rate of 0
                 # Some at a time, which is less work for each; of those over the
                 # end the first is kept for the next stage.
                 some: list[float] = [count, *itertools.islice(counts, _AT_A_TIME)]
@@ -133,7 +134,9 @@ def _times(stages: Sequence[Stage], counts: Iterator[float]) -> Iterator[int]:
                     counts = itertools.chain(rest, counts)
                 else:
                     count = next(counts)
-                yield from [round(begin_ns + (each - passed) * interval) for each in some[:number]]
+                yield from [
+                    round(begin_ns + (each - passed) * 1e9 / start) for each in some[:number]
+                ]
         else:
             slope = (end - start) / seconds
             while count < after:

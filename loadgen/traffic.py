@@ -26,9 +26,9 @@ SIZED_POOL: Final = 4_096
 """Messages of a pool of different sizes."""
 POOL_BYTES: Final = 256 << 20
 """Bytes that a pool may take."""
-_OVERHEAD: Final = 200
+_OVERHEAD: Final = 240
 """Bytes that a message takes beside its own, in frame and reply: two objects of
-``bytes``, a tuple, the references."""
+``bytes``, a tuple, the references, the sums of the lengths."""
 
 _ALPHABET: Final = (string.ascii_letters + string.digits).encode()
 _PRINTABLE: Final = bytes(_ALPHABET[byte % len(_ALPHABET)] for byte in range(256))
@@ -66,8 +66,9 @@ class Sizes:
         """One length, in bytes."""
         if not self.median:
             return rng.randint(self.low, self.high)
-        size = round(rng.lognormvariate(math.log(self.median), self.sigma))
-        return max(self.low, min(self.high, size))
+        # Cut as a logarithm: its power may be more than a float holds.
+        logarithm = rng.normalvariate(math.log(self.median), self.sigma)
+        return max(self.low, round(math.exp(min(logarithm, math.log(self.high)))))
 
     def __str__(self) -> str:
         if self.median:
@@ -131,8 +132,6 @@ def read_payloads(text: bytes, *, frames: bool = False) -> tuple[bytes, ...]:
             decoder.finish()
         except FrameError as error:
             raise ValueError(f"no frames: {error}") from None
-        if decoder.error is not None:
-            raise ValueError(f"no frames: {decoder.error}")
     else:
         lines = [line.removesuffix(b"\r") for line in text.split(b"\n")]
         payloads = [line for line in lines if line]
@@ -170,7 +169,7 @@ def make_unique(payloads: Sequence[bytes], seed: int, in_flight: int) -> Iterato
     >>> next(make_unique([b"abcdef"], seed=1, in_flight=10))[3:]
     b'def'
     """
-    count = max(POOL, 2 * in_flight)
+    count = max(POOL, 2 * in_flight, len(payloads))
     width = math.ceil(math.log(count, len(_ALPHABET)))
     shortest, longest = min(map(len, payloads)), max(map(len, payloads))
     if shortest < width:
@@ -203,11 +202,11 @@ def _numbers(seed: int, width: int, count: int) -> Iterator[bytes]:
         yield bytes(_ALPHABET[number // base**place % base] for place in range(width))
 
 
-def expectation(name: str) -> Callable[[bytes], bytes | None]:
+def expectation(name: str) -> Callable[[bytes], bytes] | None:
     """What a payload has to be answered with: ``reverse``, ``echo``, ``none`` or a function.
 
-    ``none`` takes any well-formed reply. A function is named ``module:function``,
-    takes the payload and returns that of the reply.
+    ``none`` takes any well-formed reply, which is None here. A function is named
+    ``module:function``, takes the payload and returns that of the reply.
 
     Raises:
         TrafficError: there is no such function.
@@ -220,7 +219,7 @@ def expectation(name: str) -> Callable[[bytes], bytes | None]:
     if name == "echo":
         return lambda payload: payload
     if name == "none":
-        return lambda _payload: None
+        return None
     try:
         return cast("Callable[[bytes], bytes]", load_function(name, "expectation"))
     except ValueError as error:
@@ -240,10 +239,12 @@ def messages(payloads: Iterable[bytes], expect: str) -> tuple[Message, ...]:
     return tuple(_message(payload, answer) for payload in payloads)
 
 
-def _message(payload: bytes, answer: Callable[[bytes], bytes | None]) -> Message:
+def _message(payload: bytes, answer: Callable[[bytes], bytes] | None) -> Message:
+    frame = encode_frame(payload)
+    if answer is None:
+        return Message(frame, b"")
     try:
-        reply = answer(payload)
-        return Message(encode_frame(payload), b"" if reply is None else encode_frame(reply))
+        return Message(frame, encode_frame(answer(payload)))
     except Exception as error:  # whatever a user's function raises
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise TrafficError(
@@ -287,7 +288,8 @@ class Traffic:
         if self.sizes is not None:
             return f"random text of {self.sizes}"
         if self.payloads:
-            return f"{len(self.payloads):,} payloads of a file"
+            count = len(self.payloads)
+            return f"{count:,} payloads of a file" if count > 1 else "1 payload of a file"
         return f"{len(self.payload):,} bytes"
 
     def build(self, seed: int, in_flight: int) -> tuple[Message, ...]:

@@ -25,7 +25,16 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from nbnet.pollers import READ, WRITE
-from nbnet.tls import RECORD_SIZE, TlsSocket, peer_name, prepare, server_context, wrap
+from nbnet.tls import (
+    RECORD_SIZE,
+    TlsSocket,
+    client_context,
+    peer_name,
+    prepare,
+    server_context,
+    wrap,
+    wrap_client,
+)
 
 NAME = "server.test"
 VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
@@ -301,6 +310,153 @@ def test_a_socket_that_is_closed_cannot_be_wrapped(scene: Scene) -> None:
     plain.close()
     with pytest.raises(OSError, match="Bad file descriptor"):
         wrap(scene.server_context, plain)
+
+
+# As the client ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def trust(files: Files) -> Path:
+    """The authority of the server's certificate, on disk."""
+    return files.write("authority.pem", files.authority.cert_pem.bytes())
+
+
+def client_of(
+    scene: Scene, context: ssl.SSLContext, name: str = NAME
+) -> tuple[TlsSocket, TlsSocket]:
+    """Both ends as they are used by programs; nothing was said yet."""
+    a, b = scene.tcp_pair()
+    b.setblocking(False)
+    client = scene._stack.enter_context(wrap_client(context, b, name))
+    return scene.wrap(a), client
+
+
+def agree(server: TlsSocket, client: TlsSocket) -> None:
+    """The handshake to its end on both sides."""
+    waiting = [end for end in (client, server) if not end.handshake()]
+    while waiting:
+        assert all(end.wants == READ for end in waiting)
+        wait(*waiting)
+        waiting = [end for end in waiting if not end.handshake()]
+    assert client.wants == server.wants == 0
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_both_ends_agree_and_talk(scene: Scene, trust: Path, version: ssl.TLSVersion) -> None:
+    scene.server_context.maximum_version = version
+    server, client = client_of(scene, client_context(trust))
+    agree(server, client)
+    client.send(b"00003abc")
+    wait(server)
+    assert server.recv(100) == b"00003abc"
+    server.send(b"00003cba")
+    wait(client)
+    assert client.recv(100) == b"00003cba"
+    assert client.version() == {"TLSv1_2": "TLSv1.2", "TLSv1_3": "TLSv1.3"}[version.name]
+
+
+def test_wrap_client_takes_the_socket_over(scene: Scene, trust: Path) -> None:
+    plain, _ = scene.tcp_pair()
+    plain.setblocking(False)
+    number = plain.fileno()
+    with wrap_client(client_context(trust), plain, NAME) as client:
+        assert isinstance(client, TlsSocket)
+        assert client.fileno() == number
+        assert not client.getblocking()
+        assert plain.fileno() == -1
+
+
+def test_a_server_that_is_gone_leaves_its_socket_to_the_caller(scene: Scene, trust: Path) -> None:
+    peer, plain = scene.tcp_pair()
+    reset(peer)
+    wait(plain)
+    with pytest.raises(OSError, match="not connected"):
+        wrap_client(client_context(trust), plain, NAME)
+    assert plain.fileno() != -1
+
+
+@pytest.mark.parametrize("side", ["client", "server"])
+def test_a_peer_that_goes_while_it_is_wrapped_is_told_plainly(
+    scene: Scene, trust: Path, side: str
+) -> None:
+    class GoesNow(socket.socket):
+        """The peer says something and resets right after it was seen to be there."""
+
+        def getpeername(self) -> object:
+            name = super().getpeername()
+            peer.sendall(b"bye")
+            reset(peer)
+            wait(self)
+            return name
+
+    def take_over(plain: socket.socket) -> TlsSocket:
+        if side == "client":
+            return wrap_client(client_context(trust), plain, NAME)
+        return wrap(scene.server_context, plain)
+
+    peer, other = scene.tcp_pair()
+    with GoesNow(fileno=other.detach()) as plain:
+        plain.setblocking(False)
+        with pytest.raises(OSError, match="closed before tls handshake") as caught:
+            take_over(plain)
+        assert not isinstance(caught.value, ssl.SSLError)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("other.test", "Hostname mismatch"),
+        ("127.0.0.1", "IP address mismatch"),
+    ],
+)
+def test_a_server_of_another_name_is_refused(
+    scene: Scene, trust: Path, name: str, reason: str
+) -> None:
+    server, client = client_of(scene, client_context(trust), name)
+    with pytest.raises(OSError, match=reason) as caught:
+        agree(server, client)
+    assert not isinstance(caught.value, ssl.SSLError)
+
+
+@pytest.mark.parametrize("authority", ["system", "foreign"])
+def test_a_server_of_an_unknown_authority_is_refused(scene: Scene, authority: str) -> None:
+    context = client_context(None if authority == "system" else scene.files.client_ca)
+    server, client = client_of(scene, context)
+    with pytest.raises(OSError, match="unable to get local issuer certificate"):
+        agree(server, client)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_client_shows_its_certificate(scene: Scene, trust: Path, apart: bool) -> None:
+    leaf = scene.files.clients.issue_cert("client.test")
+    chain = b"".join(pem.bytes() for pem in leaf.cert_chain_pems)
+    key = leaf.private_key_pem.bytes()
+    if apart:
+        cert = scene.files.write("client.pem", chain)
+        context = client_context(trust, cert, scene.files.write("client.key", key))
+    else:
+        context = client_context(trust, scene.files.write("client.pem", key + chain))
+    scene.server_context = server_context(scene.files.both, None, scene.files.client_ca)
+    server, client = client_of(scene, context)
+    agree(server, client)
+    assert server.peer_name() == "client.test"
+    assert client.peer_name() == NAME
+
+
+def test_what_a_context_of_a_client_allows(trust: Path) -> None:
+    for context in (client_context(), client_context(trust)):
+        assert context.minimum_version >= ssl.TLSVersion.TLSv1_2
+        assert context.verify_mode == ssl.CERT_REQUIRED
+        assert context.check_hostname
+    assert client_context(trust).cert_store_stats()["x509_ca"] == 1
+
+
+@pytest.mark.parametrize("role", ["authority", "cert", "key"])
+def test_files_of_a_client_that_cannot_be_used(files: Files, trust: Path, role: str) -> None:
+    path = files.write("poor.pem", b"")
+    paths = {"authority": trust, "cert": files.cert, "key": files.key} | {role: path}
+    with pytest.raises(ValueError, match=r"poor\.pem: no (certificate|private key) in it$"):
+        client_context(**paths)
 
 
 # Certificates of clients -----------------------------------------------------------
