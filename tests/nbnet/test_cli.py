@@ -14,7 +14,7 @@ from urllib.request import urlopen
 
 import pytest
 from support.commands import run_here
-from support.serving import command, exchange, serving
+from support.serving import command, exchange, serving, serving_by_command
 
 from nbnet.cli import main
 
@@ -43,7 +43,7 @@ def is_one_line(done: Ended, code: int, message: str) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_serve_answers_and_ends_cleanly_on_a_signal(number: signal.Signals) -> None:
-    with serving() as server:
+    with serving_by_command() as server:
         assert server.ask(b"00003abc") == b"00003cba"
         server.process.send_signal(number)
         output, errors = server.process.communicate(timeout=20)
@@ -59,7 +59,7 @@ def test_a_handler_of_the_users_own(tmp_path: Path) -> None:
         "    if payload == b'bad': raise RuntimeError('cannot shout')\n"
         "    return payload.upper() + b'!'\n"
     )
-    with serving("--handler", "mine:shout", cwd=tmp_path) as server:
+    with serving_by_command("--handler", "mine:shout", cwd=tmp_path) as server:
         assert server.ask(b"00003abc") == b"00004ABC!"
         assert server.ask(b"00002ok00003bad") == b"00003OK!"
         assert server.ask(b"00003abc") == b"00004ABC!"
@@ -95,7 +95,7 @@ def test_a_second_signal_ends_even_a_handler_that_does_not_return(tmp_path: Path
 
 def test_limits_are_taken_from_the_command_line() -> None:
     with (
-        serving("--max-frame", "3", "--max-connections", "1", "--refuse") as server,
+        serving_by_command("--max-frame", "3", "--max-connections", "1", "--refuse") as server,
         server.connect() as peer,
     ):
         peer.sendall(b"00003abc")
@@ -170,7 +170,7 @@ def metrics(where: str) -> dict[str, float]:
 
 
 def test_metrics_of_all_workers_and_of_those_that_have_ended() -> None:
-    with serving("--workers", "2", "--metrics", "127.0.0.1:0") as server:
+    with serving_by_command("--workers", "2", "--metrics", "127.0.0.1:0") as server:
         where = server.wait_for("metrics on http://").rpartition(" ")[2]
         peers = [server.connect() for _ in range(20)]
         for peer in peers:
@@ -211,7 +211,7 @@ def test_a_port_for_metrics_that_is_taken_is_one_line() -> None:
 
 def test_a_unix_socket_is_served_and_removed(tmp_path: Path) -> None:
     path = tmp_path / "socket"
-    with serving("--unix", str(path), "--workers", "2") as server:
+    with serving_by_command("--unix", str(path), "--workers", "2") as server:
         assert server.address == f"unix:{path}"
         assert server.ask(b"00003abc") == b"00003cba"
         server.end()
@@ -230,7 +230,7 @@ def test_the_file_of_a_killed_server_is_replaced(tmp_path: Path) -> None:
 
 
 def test_a_wildcard_without_tls_is_warned_of() -> None:
-    with serving("--host", "*") as server:
+    with serving_by_command("--host", "*") as server:
         assert "is open to every network, without TLS" in server.wait_for("warning")
         server.end()
 
@@ -239,7 +239,9 @@ def test_logs_as_json(tmp_path: Path) -> None:
     (tmp_path / "bad.py").write_text(
         "def handle(payload):\n    raise ValueError('two\\nlines \\x1b[2J')\n"
     )
-    with serving("--log-format", "json", "--handler", "bad:handle", cwd=tmp_path) as server:
+    with serving_by_command(
+        "--log-format", "json", "--handler", "bad:handle", cwd=tmp_path
+    ) as server:
         server.ask(b"00001a")
         lines = [json.loads(line) for line in server.end().splitlines()]
     errors = [line for line in lines if line["level"] == "error"]
