@@ -137,7 +137,8 @@ def test_newcomers_are_refused_while_the_last_connections_end(tmp_path: Path) ->
     os.mkfifo(tmp_path / "go")
     with (
         serving(
-            *("--workers", "2", "--threads", "1", "--handler", "slow:handle"), cwd=tmp_path
+            *("--workers", "2", "--threads", "1", "--handler", "slow:handle", "--linger", "100ms"),
+            cwd=tmp_path,
         ) as server,
         server.connect() as peer,
     ):
@@ -331,7 +332,7 @@ def test_a_worker_that_dies_during_a_reload_that_fails_is_started_again(module: 
 
 
 def test_a_reload_for_which_there_are_no_descriptors_changes_nothing() -> None:
-    with serving() as server, server.connect() as peer:
+    with serving("--linger", "100ms") as server, server.connect() as peer:
         pid = server.process.pid
         before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (5, before[1]))
