@@ -59,13 +59,22 @@ def send(
     return done.stdout, done.returncode, done.stderr.decode()
 
 
+def sender(address: Target) -> list[str]:
+    """What does as ``nbclient send --lines``, whose start is for a good part its options."""
+    code = (
+        "import sys; from nbclient.cli import send; from nbnet.command import run\n"
+        "run(lambda prog_name: send(lines=True, target=sys.argv[1:]), 'nbclient')"
+    )
+    return [sys.executable, "-c", code, str(address)]
+
+
 @contextmanager
 def sending(
-    address: Target, *arguments: str, environment: Mapping[str, str] | None = None
+    address: Target, environment: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """``nbclient send``, started, with pipes to and from it."""
+    """``nbclient send --lines``, started, with pipes to and from it."""
     with subprocess.Popen(
-        [sys.executable, "-m", "nbclient", "send", "-t", str(address), *arguments],
+        sender(address),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -270,7 +279,7 @@ def test_many_lines_stay_in_order(address: Target) -> None:
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_a_line_is_answered_before_the_next_one_comes(address: Target, unbuffered: str) -> None:
     environment = {"PYTHONUNBUFFERED": unbuffered}
-    with sending(address, "--lines", environment=environment) as child:
+    with sending(address, environment) as child:
         assert child.stdin is not None
         assert child.stdout is not None
         for line in (b"abc", b"de", b"f"):
@@ -315,7 +324,7 @@ def test_replies_are_printed_while_others_are_awaited(
         ]
     )
     environment = {"PYTHONUNBUFFERED": unbuffered}
-    with sending(address, "--lines", environment=environment) as child:
+    with sending(address, environment) as child:
         assert child.stdin is not None
         assert child.stdout is not None
         child.stdin.write(b"a\nb\nc\n")
@@ -334,7 +343,7 @@ def test_many_replies_cost_few_writes(address: Target, unbuffered: str) -> None:
         lines.seek(0)
         here.settimeout(30)
         with subprocess.Popen(
-            [sys.executable, "-m", "nbclient", "send", "-t", str(address), "--lines"],
+            sender(address),
             stdin=lines,
             stdout=there.fileno(),
             env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
@@ -350,7 +359,7 @@ def test_many_replies_cost_few_writes(address: Target, unbuffered: str) -> None:
 
 def test_memory_does_not_grow_with_the_input(address: Target) -> None:
     def peak(count: int) -> int:
-        with sending(address, "--lines") as child:
+        with sending(address) as child:
             assert child.stdin is not None
             assert child.stdout is not None
             feeder = threading.Thread(target=_feed, args=(child.stdin, b"x" * 999 + b"\n", count))
@@ -380,7 +389,7 @@ def test_a_terminal_gets_each_line_at_once(address: Target) -> None:
     tty.setraw(follower)  # or it would echo
     with os.fdopen(leader, "r+b", buffering=0) as screen:
         child = subprocess.Popen(
-            [sys.executable, "-m", "nbclient", "send", "-t", str(address), "--lines"],
+            sender(address),
             stdin=follower,
             stdout=follower,
         )

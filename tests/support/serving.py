@@ -29,12 +29,10 @@ def command(*arguments: str) -> list[str]:
 
 
 BEHIND_THE_COMMAND = """
-import json, pathlib, sys
+import json, sys
 from nbnet.cli import serve_command
 from nbnet.command import run
 options = json.loads(sys.argv[1])
-if "config" in options:
-    options["config"] = pathlib.Path(options["config"])
 run(lambda prog_name: serve_command(**options), "nbnet")
 """
 
@@ -42,8 +40,7 @@ run(lambda prog_name: serve_command(**options), "nbnet")
 def program(*arguments: str) -> list[str]:
     """What does as ``nbnet serve`` with these options, each of which has a value."""
     names = [name.removeprefix("--").replace("-", "_") for name in arguments[::2]]
-    options: dict[str, str | int] = dict(zip(names, arguments[1::2], strict=True))
-    options["port"] = int(options["port"])
+    options = {"port": 0, **dict(zip(names, arguments[1::2], strict=True))}
     return [sys.executable, "-c", BEHIND_THE_COMMAND, json.dumps(options)]
 
 
@@ -109,25 +106,24 @@ class Serving:
             return b"".join(iter(lambda: peer.recv(65536), b""))
 
 
-def serving(
-    *arguments: str, port: str = "0", **popen: Any
-) -> contextlib.AbstractContextManager[Serving]:
+def serving(*arguments: str, **popen: Any) -> contextlib.AbstractContextManager[Serving]:
     """A server with these options, on a port of the kernel's choosing."""
-    return _started(program("--port", port, *arguments), **popen)
+    return started(program(*arguments), **popen)
 
 
 def serving_by_command(*arguments: str, **popen: Any) -> contextlib.AbstractContextManager[Serving]:
     """The same, by the command as it is typed."""
-    return _started(command("serve", "--port", "0", *arguments), **popen)
+    return started(command("serve", "--port", "0", *arguments), **popen)
 
 
 @contextlib.contextmanager
-def _started(
+def started(
     arguments: list[str],
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
     **popen: Any,
 ) -> Iterator[Serving]:
+    """A program that serves and says so as ``nbnet serve`` does."""
     process = subprocess.Popen(
         arguments,
         stderr=subprocess.PIPE,
