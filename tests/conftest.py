@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import os
+import signal
 import socket
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -13,8 +15,15 @@ from trio.testing import MockClock, trio_test
 from nbnet import Server
 from nbnet.notation import Target
 
-# Tests start processes by the hundred: these are not to compile everything each time.
+# Tests start processes by the hundred: these are not to compile everything each time,
+# nor is pytest, whose rewriting of the tests' assertions takes longer still.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
+# A shell has its background jobs ignore Ctrl-C, and their children inherit that; those
+# that are tested must not.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

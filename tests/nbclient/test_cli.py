@@ -20,9 +20,11 @@ from typing import IO
 
 import pytest
 import trustme
+from support.commands import run_here
 
 from nbclient.stdio import Lines
 from nbnet import Certificate, Server
+from nbnet.entry import nbclient
 from nbnet.notation import Target
 
 
@@ -31,29 +33,48 @@ def run(
     stdin: bytes = b"",
     environment: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[bytes]:
+    """Run the command in this process."""
+    return run_here(nbclient, *arguments, stdin=stdin, environment=environment)
+
+
+def run_apart(*arguments: str | bytes, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    """Run the command in a process of its own, with what the interpreter makes of all this."""
     return subprocess.run(
         [sys.executable, "-m", "nbclient", *arguments],
         input=stdin,
         capture_output=True,
         check=False,
         timeout=30,
-        env={**os.environ, **(environment or {})},
     )
 
 
-def send(address: Target, *arguments: str | bytes, stdin: bytes = b"") -> tuple[bytes, int, str]:
+Run = Callable[..., subprocess.CompletedProcess[bytes]]
+
+
+def send(
+    address: Target, *arguments: str | bytes, stdin: bytes = b"", by: Run = run
+) -> tuple[bytes, int, str]:
     """What ``nbclient send`` printed, its exit code, and its stderr."""
-    done = run("send", "--target", str(address), *arguments, stdin=stdin)
+    done = by("send", "--target", str(address), *arguments, stdin=stdin)
     return done.stdout, done.returncode, done.stderr.decode()
+
+
+def sender(address: Target) -> list[str]:
+    """What does as ``nbclient send --lines``, whose start is for a good part its options."""
+    code = (
+        "import sys; from nbclient.cli import send; from nbnet.command import run\n"
+        "run(lambda prog_name: send(lines=True, target=sys.argv[1:]), 'nbclient')"
+    )
+    return [sys.executable, "-c", code, str(address)]
 
 
 @contextmanager
 def sending(
-    address: Target, *arguments: str, environment: Mapping[str, str] | None = None
+    address: Target, environment: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """``nbclient send``, started, with pipes to and from it."""
+    """``nbclient send --lines``, started, with pipes to and from it."""
     with subprocess.Popen(
-        [sys.executable, "-m", "nbclient", "send", "-t", str(address), *arguments],
+        sender(address),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -65,11 +86,15 @@ def sending(
             child.kill()
 
 
+either_way = pytest.mark.parametrize("by", [run, run_apart], ids=["here", "apart"])
+
+
 # Replies -------------------------------------------------------------------------
 
 
-def test_a_reply_is_printed_as_it_is(address: Target) -> None:
-    assert send(address, "abc") == (b"cba", 0, "")
+@either_way
+def test_a_reply_is_printed_as_it_is(address: Target, by: Run) -> None:
+    assert send(address, "abc", by=by) == (b"cba", 0, "")
 
 
 def test_several_replies_have_a_line_each(address: Target) -> None:
@@ -78,7 +103,7 @@ def test_several_replies_have_a_line_each(address: Target) -> None:
 
 def test_arguments_need_not_be_utf8(address: Target) -> None:
     payload = "gr\u00fc\u00df".encode() + b"\xff\xfe"
-    assert send(address, payload) == (payload[::-1], 0, "")
+    assert send(address, payload, by=run_apart) == (payload[::-1], 0, "")
 
 
 def test_a_payload_may_start_with_a_dash(address: Target) -> None:
@@ -102,9 +127,13 @@ def test_a_negative_number_stays_the_value_of_an_option(address: Target) -> None
     assert err.startswith("nbclient: --timeout: '-5' is no duration")
 
 
-def test_stdin_is_taken_as_it_is(address: Target) -> None:
+@either_way
+def test_stdin_is_taken_as_it_is(address: Target, by: Run) -> None:
     payload = bytes(range(256)) + b"\n"
-    assert send(address, "-", stdin=payload) == (payload[::-1], 0, "")
+    assert send(address, "-", stdin=payload, by=by) == (payload[::-1], 0, "")
+
+
+def test_stdin_may_be_one_payload_of_several(address: Target) -> None:
     assert send(address, "ab", "-", stdin=b"cd\n") == (b"ba\n\ndc\n", 0, "")
 
 
@@ -173,7 +202,8 @@ def pem(tmp_path_factory: pytest.TempPathFactory) -> Pem:
 def test_tls(pem: Pem) -> None:
     named = ["--tls-ca", pem.ca, "--tls-server-name", "server.test"]
     with Server(port=0, tls=Certificate(pem.server)) as server:
-        assert send(server.address, *named, "abc") == (b"cba", 0, "")
+        # In a process that has not loaded what TLS needs.
+        assert send(server.address, *named, "abc", by=run_apart) == (b"cba", 0, "")
         done = run("send", "-t", f"tls://{server.address}", *named, "abc")
         assert (done.stdout, done.returncode) == (b"cba", 0)
         # Signed by nobody whom the system trusts; and of another name.
@@ -249,7 +279,7 @@ def test_many_lines_stay_in_order(address: Target) -> None:
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_a_line_is_answered_before_the_next_one_comes(address: Target, unbuffered: str) -> None:
     environment = {"PYTHONUNBUFFERED": unbuffered}
-    with sending(address, "--lines", environment=environment) as child:
+    with sending(address, environment) as child:
         assert child.stdin is not None
         assert child.stdout is not None
         for line in (b"abc", b"de", b"f"):
@@ -294,7 +324,7 @@ def test_replies_are_printed_while_others_are_awaited(
         ]
     )
     environment = {"PYTHONUNBUFFERED": unbuffered}
-    with sending(address, "--lines", environment=environment) as child:
+    with sending(address, environment) as child:
         assert child.stdin is not None
         assert child.stdout is not None
         child.stdin.write(b"a\nb\nc\n")
@@ -313,7 +343,7 @@ def test_many_replies_cost_few_writes(address: Target, unbuffered: str) -> None:
         lines.seek(0)
         here.settimeout(30)
         with subprocess.Popen(
-            [sys.executable, "-m", "nbclient", "send", "-t", str(address), "--lines"],
+            sender(address),
             stdin=lines,
             stdout=there.fileno(),
             env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
@@ -329,7 +359,7 @@ def test_many_replies_cost_few_writes(address: Target, unbuffered: str) -> None:
 
 def test_memory_does_not_grow_with_the_input(address: Target) -> None:
     def peak(count: int) -> int:
-        with sending(address, "--lines") as child:
+        with sending(address) as child:
             assert child.stdin is not None
             assert child.stdout is not None
             feeder = threading.Thread(target=_feed, args=(child.stdin, b"x" * 999 + b"\n", count))
@@ -359,7 +389,7 @@ def test_a_terminal_gets_each_line_at_once(address: Target) -> None:
     tty.setraw(follower)  # or it would echo
     with os.fdopen(leader, "r+b", buffering=0) as screen:
         child = subprocess.Popen(
-            [sys.executable, "-m", "nbclient", "send", "-t", str(address), "--lines"],
+            sender(address),
             stdin=follower,
             stdout=follower,
         )
@@ -419,8 +449,9 @@ def test_json_of_lines(address: Target) -> None:
 # Exit codes ------------------------------------------------------------------------
 
 
-def test_no_server(refusing: Target) -> None:
-    out, code, err = send(refusing, "abc")
+@either_way
+def test_no_server(refusing: Target, by: Run) -> None:
+    out, code, err = send(refusing, "abc", by=by)
     assert (out, code) == (b"", 3)
     assert err == (
         f"nbclient: cannot connect to {refusing}: Connection refused"
@@ -490,9 +521,17 @@ def test_usage_errors_of_the_command_line(arguments: list[str]) -> None:
     assert run(*arguments).returncode == 2
 
 
-@pytest.mark.parametrize("arguments", [["-h"], ["--help"], ["send", "-h"], ["send", "--help"]])
-def test_help(arguments: list[str]) -> None:
-    done = run(*arguments)
+@pytest.mark.parametrize(
+    ("arguments", "by"),
+    [
+        (["-h"], run_apart),  # which has not loaded what help needs
+        (["--help"], run),
+        (["send", "-h"], run),
+        (["send", "--help"], run),
+    ],
+)
+def test_help(arguments: list[str], by: Run) -> None:
+    done = by(*arguments)
     assert done.returncode == 0
     assert b"send" in done.stdout
 

@@ -1269,6 +1269,10 @@ def _said_to_be_unsent(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Ledger, "failure", lambda self, **_: failure(self, maybe_executed=False))
 
 
+# Most are found among the first fifty plans; what takes more, from here on.
+LATE: Final[dict[Callable[[pytest.MonkeyPatch], None], int]] = {_kept_after_a_cancelled_send: 350}
+
+
 @pytest.mark.parametrize(
     ("ground", "kind", "breaks", "found"),
     [
@@ -1295,7 +1299,8 @@ def test_the_plans_have_teeth(
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         breaks(patch)
-        for number in range(1000):
+        first = LATE.get(breaks, 0)
+        for number in range(first, first + 1000):
             # What else goes wrong besides is no matter here.
             with contextlib.suppress(Exception):
                 if not _survives(ground, make_plan(number, kind, ground), found):

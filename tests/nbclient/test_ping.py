@@ -16,10 +16,12 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.commands import run_here
 
 from nbclient import cli
 from nbclient.ping import RoundTrips, next_turn, payload_of
 from nbnet import Server
+from nbnet.entry import nbclient
 from nbnet.notation import Target
 
 
@@ -29,8 +31,8 @@ def command(*arguments: str) -> list[str]:
 
 def ping(*arguments: str) -> tuple[list[str], int, str]:
     """The lines that ``nbclient ping`` printed, its exit code, and its stderr."""
-    done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=30)
-    return done.stdout.splitlines(), done.returncode, done.stderr
+    done = run_here(nbclient, "ping", *arguments)
+    return done.stdout.decode().splitlines(), done.returncode, done.stderr.decode()
 
 
 # Payloads --------------------------------------------------------------------------

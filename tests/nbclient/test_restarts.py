@@ -1,7 +1,7 @@
 """Clients under which real processes die: servers that are killed and come back, and forks.
 
 Fifty threads on one ``Client``, a thousand tasks on one ``AsyncClient``, and
-``nbnet serve`` under them, which gets a SIGKILL whenever so many more replies have
+``nbnet.serve`` under them, which gets a SIGKILL whenever so many more replies have
 come. The servers put every request on record before they answer it, and a line
 that was written outlives its writer. So the tests know, and not only the client,
 what was executed:
@@ -41,7 +41,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import pytest
 import trio
-from support.serving import TIMEOUT, Serving, serving, wait_for_end
+from support.serving import TIMEOUT, Serving, started, wait_for_end
 from trio.testing import wait_all_tasks_blocked
 
 from nbclient import AsyncClient, Client, ClosedError, ConnectError, ConnectionLost, NbclientError
@@ -58,6 +58,14 @@ def reverse(payload):
     if payload == b"die-07":
         os.kill(os.getpid(), signal.SIGKILL)
     return payload[::-1]
+"""
+
+SERVING = """
+import sys
+from nbnet import serve
+def announce(address):
+    print("listening on", address, file=sys.stderr, flush=True)
+serve("recording:reverse", port=int(sys.argv[1]), workers=1, on_listening=announce)
 """
 
 
@@ -84,9 +92,8 @@ class Place:
 
     def start(self) -> None:
         self.server: Serving = self._life.enter_context(
-            serving(
-                *("--handler", "recording:reverse"),
-                port=self.target.rpartition(":")[2],
+            started(
+                [sys.executable, "-c", SERVING, self.target.rpartition(":")[2]],
                 cwd=self._directory,
                 env={"RECORD": str(self._directory / "record")},
             )

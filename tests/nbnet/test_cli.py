@@ -1,4 +1,4 @@
-"""The command ``nbnet``, as a process."""
+"""The command ``nbnet``: as a process, and in this one where it ends before it starts any."""
 
 from __future__ import annotations
 
@@ -7,16 +7,43 @@ import os
 import signal
 import socket
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeAlias
 from urllib.request import urlopen
 
 import pytest
-from support.serving import command, exchange, serving
+from support.commands import run_here
+from support.serving import command, exchange, serving, serving_by_command
+
+from nbnet.cli import main
+
+Ended: TypeAlias = subprocess.CompletedProcess[str]
+
+
+def run(*arguments: str, environment: Mapping[str, str] | None = None) -> Ended:
+    """Run the command in this process: for what fails before a worker is forked."""
+    done = run_here(main, *arguments, environment=environment)
+    out, err = done.stdout.decode(), done.stderr.decode()
+    return subprocess.CompletedProcess(done.args, done.returncode, out, err)
+
+
+def run_apart(*arguments: str) -> Ended:
+    """Run the command in a process of its own."""
+    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=20)
+
+
+def is_one_line(done: Ended, code: int, message: str) -> None:
+    """It failed, and said why in one line."""
+    assert done.returncode == code, done.stderr
+    assert done.stdout == ""
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_serve_answers_and_ends_cleanly_on_a_signal(number: signal.Signals) -> None:
-    with serving() as server:
+    with serving_by_command() as server:
         assert server.ask(b"00003abc") == b"00003cba"
         server.process.send_signal(number)
         output, errors = server.process.communicate(timeout=20)
@@ -32,7 +59,7 @@ def test_a_handler_of_the_users_own(tmp_path: Path) -> None:
         "    if payload == b'bad': raise RuntimeError('cannot shout')\n"
         "    return payload.upper() + b'!'\n"
     )
-    with serving("--handler", "mine:shout", cwd=tmp_path) as server:
+    with serving_by_command("--handler", "mine:shout", cwd=tmp_path) as server:
         assert server.ask(b"00003abc") == b"00004ABC!"
         assert server.ask(b"00002ok00003bad") == b"00003OK!"
         assert server.ask(b"00003abc") == b"00004ABC!"
@@ -68,7 +95,7 @@ def test_a_second_signal_ends_even_a_handler_that_does_not_return(tmp_path: Path
 
 def test_limits_are_taken_from_the_command_line() -> None:
     with (
-        serving("--max-frame", "3", "--max-connections", "1", "--refuse") as server,
+        serving_by_command("--max-frame", "3", "--max-connections", "1", "--refuse") as server,
         server.connect() as peer,
     ):
         peer.sendall(b"00003abc")
@@ -84,53 +111,51 @@ def test_limits_are_taken_from_the_command_line() -> None:
         (["serve", "--log-level", "loud"], 2, "--log-level: 'loud' is none of debug, info, error"),
         (["serve", "--idle-timeout", "soon"], 2, "--idle-timeout: 'soon' is no duration"),
         (["serve", "--max-frame", "1MiB"], 2, "max_frame is 1048576, expected 1 to 99999"),
-        (["serve", "--poller", "kqueue"], 2, "'kqueue' is no poller"),
-        (["serve", "--handler", "nothing"], 2, "expected module:function"),
-        (["serve", "--handler", "no_such_module:f"], 2, "cannot import no_such_module"),
         (["serve", "--host", "host.invalid"], 1, "cannot listen on host.invalid:6789"),
     ],
 )
 def test_what_cannot_be_served_is_one_line(arguments: list[str], code: int, message: str) -> None:
-    done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=20)
-    assert done.returncode == code
-    assert done.stdout == ""
-    assert message in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    is_one_line(run(*arguments), code, message)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--poller", "kqueue"], "'kqueue' is no poller"),
+        (["--handler", "nothing"], "expected module:function"),
+        (["--handler", "no_such_module:f"], "cannot import no_such_module"),
+        (["--threads", "5000"], "5000 threads, expected 0 to 1024"),
+        (["--tls-cert", "nothing.pem"], "nothing.pem"),
+        (["--trigger", "edge", "--poller", "poll"], "need epoll, not poll"),
+    ],
+)
+def test_what_a_worker_finds_out_is_one_line(arguments: list[str], message: str) -> None:
+    is_one_line(run_apart("serve", "--port", "0", *arguments), 2, message)
 
 
 def test_a_port_in_use_is_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        done = subprocess.run(
-            command("serve", "--port", str(port)), capture_output=True, text=True, timeout=20
-        )
+        done = run_apart("serve", "--port", str(port))
     assert done.returncode == 1
     assert done.stderr == f"nbnet: cannot listen on 127.0.0.1:{port}: Address already in use\n"
 
 
 def test_usage_errors_exit_2() -> None:
-    done = subprocess.run(
-        command("serve", "--port", "70000"), capture_output=True, text=True, timeout=20
-    )
+    done = run("serve", "--port", "70000")
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["serve", "--help"]])
 def test_help(arguments: list[str]) -> None:
-    done = subprocess.run(
-        command(*arguments),
-        capture_output=True,
-        text=True,
-        timeout=20,
-        env={**os.environ, "COLUMNS": "100"},
-    )
+    done = run(*arguments, environment={"COLUMNS": "100"})
     assert done.returncode == 0
     assert "Usage" in done.stdout
 
 
 def test_version() -> None:
-    done = subprocess.run(command("--version"), capture_output=True, text=True, timeout=20)
+    done = run("--version")
     assert done.stdout.startswith("nbnet ")
 
 
@@ -145,7 +170,7 @@ def metrics(where: str) -> dict[str, float]:
 
 
 def test_metrics_of_all_workers_and_of_those_that_have_ended() -> None:
-    with serving("--workers", "2", "--metrics", "127.0.0.1:0") as server:
+    with serving_by_command("--workers", "2", "--metrics", "127.0.0.1:0") as server:
         where = server.wait_for("metrics on http://").rpartition(" ")[2]
         peers = [server.connect() for _ in range(20)]
         for peer in peers:
@@ -177,12 +202,7 @@ def test_metrics_of_all_workers_and_of_those_that_have_ended() -> None:
 def test_a_port_for_metrics_that_is_taken_is_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        done = subprocess.run(
-            command("serve", "--port", "0", "--metrics", f"127.0.0.1:{port}"),
-            capture_output=True,
-            text=True,
-            timeout=20,
-        )
+        done = run("serve", "--port", "0", "--metrics", f"127.0.0.1:{port}")
     assert done.returncode == 1
     assert done.stderr == (
         f"nbnet: cannot serve metrics on 127.0.0.1:{port}: Address already in use\n"
@@ -191,7 +211,7 @@ def test_a_port_for_metrics_that_is_taken_is_one_line() -> None:
 
 def test_a_unix_socket_is_served_and_removed(tmp_path: Path) -> None:
     path = tmp_path / "socket"
-    with serving("--unix", str(path), "--workers", "2") as server:
+    with serving_by_command("--unix", str(path), "--workers", "2") as server:
         assert server.address == f"unix:{path}"
         assert server.ask(b"00003abc") == b"00003cba"
         server.end()
@@ -210,7 +230,7 @@ def test_the_file_of_a_killed_server_is_replaced(tmp_path: Path) -> None:
 
 
 def test_a_wildcard_without_tls_is_warned_of() -> None:
-    with serving("--host", "*") as server:
+    with serving_by_command("--host", "*") as server:
         assert "is open to every network, without TLS" in server.wait_for("warning")
         server.end()
 
@@ -219,7 +239,9 @@ def test_logs_as_json(tmp_path: Path) -> None:
     (tmp_path / "bad.py").write_text(
         "def handle(payload):\n    raise ValueError('two\\nlines \\x1b[2J')\n"
     )
-    with serving("--log-format", "json", "--handler", "bad:handle", cwd=tmp_path) as server:
+    with serving_by_command(
+        "--log-format", "json", "--handler", "bad:handle", cwd=tmp_path
+    ) as server:
         server.ask(b"00001a")
         lines = [json.loads(line) for line in server.end().splitlines()]
     errors = [line for line in lines if line["level"] == "error"]
@@ -279,19 +301,11 @@ def test_the_service_manager_hears_of_start_reload_and_stop(tmp_path: Path) -> N
     [
         (["--workers", "0"], "--workers: 0, expected 1 to 1024"),
         (["--workers", "many"], "--workers: 'many' is no count"),
-        (["--threads", "5000"], "5000 threads, expected 0 to 1024"),
         (["--log-format", "xml"], "--log-format: 'xml' is none of text, json"),
         (["--config", "nothing.toml"], "cannot read nothing.toml: No such file"),
         (["--tls-key", "key.pem"], "TLS needs a certificate: --tls-cert"),
-        (["--tls-cert", "nothing.pem"], "nothing.pem"),
         (["--metrics", "nowhere"], "'nowhere' is no target"),
-        (["--trigger", "edge", "--poller", "poll"], "need epoll, not poll"),
     ],
 )
 def test_options_that_make_no_sense_are_one_line(arguments: list[str], message: str) -> None:
-    done = subprocess.run(
-        command("serve", "--port", "0", *arguments), capture_output=True, text=True, timeout=20
-    )
-    assert done.returncode == 2, done.stderr
-    assert message in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    is_one_line(run("serve", "--port", "0", *arguments), 2, message)

@@ -85,7 +85,8 @@ class Running:
         self, listener: socket.socket, handler: Handler = reverse, **settings: int
     ) -> None:
         self.stack = contextlib.ExitStack()
-        read = Settings.read(handler, Limits(drain=5.0), **settings)  # type: ignore[arg-type]
+        # A peer that stays when a loop ends is not waited for.
+        read = Settings.read(handler, Limits(drain=5.0, linger=0.1), **settings)  # type: ignore[arg-type]
         self.loop, _ = self.stack.enter_context(open_loop([listener.dup()], read))
         self.calls: list[Callable[[], object]] = []
         self.ask, self.asked = socket.socketpair()

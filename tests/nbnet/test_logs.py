@@ -371,7 +371,10 @@ def test_nothing_waits_for_a_reader_and_what_is_lost_is_said(pipe: Pipe) -> None
         assert level_and_message(pipe.reader.readline()) == "debug readable again"
 
 
-def test_the_end_does_not_wait_for_a_reader_either(pipe: Pipe) -> None:
+def test_the_end_does_not_wait_for_a_reader_either(
+    pipe: Pipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "FLUSH_TIMEOUT", 0.2)
     started = time.monotonic()
     with logging_to(pipe.writer, level=logging.DEBUG):
         for _ in range(2000):
@@ -498,8 +501,10 @@ def test_a_record_that_cannot_be_formatted_is_counted_and_raises_nothing(
 
 FORK = """
 import logging, os, sys
+from nbnet import logs
 from nbnet.logs import logging_to
 
+logs.FLUSH_TIMEOUT = 0.2  # nobody reads what the parent has to say
 log = logging.getLogger("nbnet")
 stuck_reader, stuck = os.pipe()
 with logging_to(open(stuck, "w"), level=logging.DEBUG, style="json"):

@@ -27,6 +27,10 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
         yield running
 
 
+SHORT = Limits(linger=0.1)
+"""For a server that is stopped while a peer stays: it waits no longer for that one."""
+
+
 def connect(address: Target) -> socket.socket:
     return socket.create_connection(address, timeout=10)
 
@@ -147,7 +151,7 @@ def test_the_handler_and_the_limits_are_used() -> None:
 
 
 def test_stopping_ends_connections_and_may_be_repeated() -> None:
-    server = Server(port=0)
+    server = Server(port=0, limits=SHORT)
     with server, connect(server.address) as peer:
         peer.sendall(b"00001a")
         assert read(peer, 6) == b"00001a"
@@ -227,7 +231,7 @@ def test_ipv6() -> None:
 
 
 def test_a_second_server_can_take_the_port_at_once() -> None:
-    with Server(port=0) as server, connect(server.address) as peer:
+    with Server(port=0, limits=SHORT) as server, connect(server.address) as peer:
         peer.sendall(b"00001a")
         read(peer, 6)
         server.stop()

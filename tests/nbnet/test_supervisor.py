@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from support.serving import Serving, exchange, read, serving, wait_for_end
+from support.serving import Serving, exchange, read, serving, serving_by_command, wait_for_end
 
 UPPER = "def handle(payload):\n    return payload.upper()\n"
 LOWER = "def handle(payload):\n    return payload.lower()\n"
@@ -137,7 +137,8 @@ def test_newcomers_are_refused_while_the_last_connections_end(tmp_path: Path) ->
     os.mkfifo(tmp_path / "go")
     with (
         serving(
-            *("--workers", "2", "--threads", "1", "--handler", "slow:handle"), cwd=tmp_path
+            *("--workers", "2", "--threads", "1", "--handler", "slow:handle", "--linger", "100ms"),
+            cwd=tmp_path,
         ) as server,
         server.connect() as peer,
     ):
@@ -203,7 +204,7 @@ def test_a_reload_that_cannot_be_leaves_everything_and_says_why(
 def test_a_reload_takes_new_limits_from_the_file(tmp_path: Path) -> None:
     config = tmp_path / "nbnet.toml"
     config.write_text('max-frame = 5\nidle-timeout = "2m"\n')
-    with serving("--config", str(config)) as server:
+    with serving_by_command("--config", str(config)) as server:
         assert server.ask(b"00006abcdef") == b""
         config.write_text("max-frame = 6\n")
         server.process.send_signal(signal.SIGHUP)
@@ -331,7 +332,7 @@ def test_a_worker_that_dies_during_a_reload_that_fails_is_started_again(module: 
 
 
 def test_a_reload_for_which_there_are_no_descriptors_changes_nothing() -> None:
-    with serving() as server, server.connect() as peer:
+    with serving("--linger", "100ms") as server, server.connect() as peer:
         pid = server.process.pid
         before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (5, before[1]))

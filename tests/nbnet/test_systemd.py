@@ -16,8 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.commands import run_here
 
 from nbnet import Limits
+from nbnet.cli import main
 from nbnet.notation import parse_duration
 from nbnet.systemd import (
     inherited,
@@ -277,12 +279,7 @@ def test_the_example_unit_leaves_time_to_drain() -> None:
 
 def test_the_example_unit_knows_the_options() -> None:
     _, *arguments = unit("nbnet.service")["Service"]["ExecStart"].split()
-    done = subprocess.run(
-        [sys.executable, "-m", "nbnet", *arguments, "--help"],
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
+    done = run_here(main, *arguments, "--help")
     assert done.returncode == 0, done.stderr
 
 

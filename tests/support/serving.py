@@ -1,8 +1,13 @@
-"""``nbnet serve`` in a process of its own, for tests; always reaped."""
+"""``nbnet serve`` in a process of its own, for tests; always reaped.
+
+Half of a start is the reading of the command line, so that ``serving`` calls the
+function behind it; ``serving_by_command`` is for tests of the command itself.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import select
 import signal
@@ -21,6 +26,22 @@ TIMEOUT = 20.0
 
 def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "nbnet", *arguments]
+
+
+BEHIND_THE_COMMAND = """
+import json, sys
+from nbnet.cli import serve_command
+from nbnet.command import run
+options = json.loads(sys.argv[1])
+run(lambda prog_name: serve_command(**options), "nbnet")
+"""
+
+
+def program(*arguments: str) -> list[str]:
+    """What does as ``nbnet serve`` with these options, each of which has a value."""
+    names = [name.removeprefix("--").replace("-", "_") for name in arguments[::2]]
+    options = {"port": 0, **dict(zip(names, arguments[1::2], strict=True))}
+    return [sys.executable, "-c", BEHIND_THE_COMMAND, json.dumps(options)]
 
 
 class Serving:
@@ -85,17 +106,26 @@ class Serving:
             return b"".join(iter(lambda: peer.recv(65536), b""))
 
 
+def serving(*arguments: str, **popen: Any) -> contextlib.AbstractContextManager[Serving]:
+    """A server with these options, on a port of the kernel's choosing."""
+    return started(program(*arguments), **popen)
+
+
+def serving_by_command(*arguments: str, **popen: Any) -> contextlib.AbstractContextManager[Serving]:
+    """The same, by the command as it is typed."""
+    return started(command("serve", "--port", "0", *arguments), **popen)
+
+
 @contextlib.contextmanager
-def serving(
-    *arguments: str,
+def started(
+    arguments: list[str],
     cwd: Path | None = None,
-    port: str = "0",
     env: Mapping[str, str] | None = None,
     **popen: Any,
 ) -> Iterator[Serving]:
-    """``nbnet serve`` with these arguments, on a port of the kernel's choosing."""
+    """A program that serves and says so as ``nbnet serve`` does."""
     process = subprocess.Popen(
-        command("serve", "--port", port, *arguments),
+        arguments,
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
