@@ -344,6 +344,8 @@ def loadgen(
         traffic = _traffic(payload, payload_size, payload_file, payload_unique, expect)
         count = _optional("--requests", parse_count, requests)
         steps = _optional("--stages", parse_stages, stages) or ()
+        if arrivals is not None and rate is None and stages is None:
+            raise CommandError("--arrivals: needs --rate or --stages", EXIT_USAGE)
         plan = Plan(
             connections=parsed("--conns", parse_count, conns),
             duration=_duration(duration, steps, count),
@@ -366,8 +368,6 @@ def loadgen(
             grace=parsed("--grace", parse_duration, grace),
             seed=seed,
         )
-        if arrivals is not None and not plan.is_open_loop:
-            raise CommandError("--arrivals: needs --rate or --stages", EXIT_USAGE)
         server = _optional("--target", parse_address, target)
         site = Site(
             target=server,

@@ -18,6 +18,8 @@ from pathlib import Path
 import pytest
 
 from loadgen import __version__, cli
+from loadgen.plan import Plan
+from loadgen.running import spare_workers
 from nbnet.notation import Address, Target
 
 from .command import PATIENCE, call, measure, running
@@ -196,6 +198,27 @@ def test_an_unknown_host_is_named_in_one_line(host: str) -> None:
         (["--payload", "x" * 100_000], "a payload of 100000 bytes: a request holds 1 to 99,999"),
         (["--json", "/nowhere/at/all.json"], "--json: cannot write /nowhere/at/all.json"),
         (["--json", "/"], "--json: cannot write /"),
+        (["--rate", "fast"], "--rate: 'fast' is no rate"),
+        (["--rate", "0"], "a rate of 0: more than 0 is needed"),
+        (["--arrivals", "constant"], "--arrivals: needs --rate or --stages"),
+        (["--arrivals", "poisson"], "--arrivals: needs --rate or --stages"),
+        (["--stages", "10s"], "--stages: '10s' is no stage"),
+        (["--stages", "5s:10", "-d", "9s"], "the stages take 5.00 s and the duration is 9.00 s"),
+        (["--rate", "5", "--think", "1s"], "a think time belongs to a closed loop"),
+        (["--active", "3", "-c", "2"], "3 active connections are more than the 2 held"),
+        (["--pipeline", "0"], "0 requests in flight a connection: at least 1 is needed"),
+        (["--requests", "0"], "0 requests: at least 1 is needed"),
+        (["--workers", "0"], "--workers: '0' is no number of workers"),
+        (["--workers", "3", "-c", "2"], "3 workers are more than the 2 connections that send"),
+        (["--workers", "3", "-n", "2"], "3 workers are more than the 2 requests"),
+        (["--payload", "a", "--payload-size", "3"], "--payload and --payload-size: give one"),
+        (["--payload-size", "0"], "--payload-size: '0' is no payload size"),
+        (["--payload-file", "/nowhere"], "--payload-file: /nowhere: No such file"),
+        (["--payload", "a", "--payload-unique"], "--payload-unique puts a number of 3 bytes"),
+        (["--expect", "nothing"], "--expect: expectation 'nothing'"),
+        (["--tls-ca", "ca.pem"], "--tls-...: needs a target tls://HOST:PORT"),
+        (["--source", "192.0.2.1", "-t", "127.0.0.1:1"], "--source 192.0.2.1: "),
+        (["--source", "127.0.0.1", "-t", "unix:/s"], "a unix socket is connected to from no"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
@@ -263,6 +286,28 @@ def test_the_help_fits_the_terminal_and_names_every_option_and_exit_code(
         assert exit_code in ended.out
 
 
+def test_without_a_number_of_workers_one_is_enough_for_few_connections(address: Target) -> None:
+    code, figures = measure("-t", str(address), "-c", "10", "-n", "20", "-w", "auto")
+    assert (code, figures["loader"]["workers"]) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("plan", "workers"),
+    [
+        (Plan(connections=49), 1),
+        (Plan(connections=100), 2),
+        (Plan(connections=5000), 7),
+        (Plan(connections=5000, active=120), 2),
+        (Plan(connections=5000, requests=3), 3),
+    ],
+)
+def test_as_many_workers_as_pay_on_the_cores_that_the_bundled_server_leaves(
+    monkeypatch: pytest.MonkeyPatch, plan: Plan, workers: int
+) -> None:
+    monkeypatch.setattr("loadgen.running.usable_cores", lambda: 8)
+    assert spare_workers(plan, embedded=True) == workers
+
+
 # Interrupted -----------------------------------------------------------------
 
 
@@ -272,6 +317,12 @@ def watch(person: int, for_what: bytes) -> None:
     while for_what not in seen:
         assert select.select([person], [], [], PATIENCE)[0], "nothing more is drawn"
         seen += os.read(person, 65536)
+
+
+def test_signals_mean_after_a_run_what_they_meant_before(address: Target) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    assert call("-t", str(address), "-c", "1", "-n", "1").code == 0
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

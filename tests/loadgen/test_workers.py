@@ -194,6 +194,26 @@ def test_stopping_has_the_engines_report_what_they_have(
     assert [child.returncode for child in started] == [0, 0]
 
 
+def test_engines_start_when_all_have_tried_to_connect(address: Target, refusing: Target) -> None:
+    phases = []
+    with Workers([job(address), job(refusing)]) as workers:
+        for snapshot in workers:
+            phases.append(snapshot.phase)
+    # The one that was refused is done at once, and the other one has waited for it.
+    assert phases.index(Phase.DONE) < phases.index(Phase.DRAINING)
+    assert phases.count(Phase.DONE) == 2
+
+
+def test_engines_that_are_stopped_before_the_start_send_nothing(address: Target) -> None:
+    tally = Tally()
+    with Workers([job(address, duration=600), job(address, duration=600)]) as workers:
+        for snapshot in workers:
+            tally.add(snapshot)
+            if snapshot.phase is Phase.READY:
+                workers.stop()
+    assert (tally.counts.held, tally.counts.sent, tally.elapsed) == (10, 0, 0.0)
+
+
 def iterate(jobs: list[Job], act: Callable[[Snapshot], None] = lambda _: None) -> None:
     with Workers(jobs) as workers:
         for snapshot in workers:
