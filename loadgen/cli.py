@@ -474,13 +474,6 @@ def _check_writable(path: str) -> None:
 
 def _report(finished: Run, json: str | None) -> int:
     """Print and save what a run came to; give the exit code."""
-    if finished.verdict.exit_code == EXIT_NO_CONNECTION:
-        reasons = ", ".join(kind.removeprefix("connect: ") for kind in finished.tally.counts.errors)
-        raise CommandError(
-            f"cannot connect to {finished.target}: {reasons} "
-            "(start a server with: nbnet serve; or leave --target away to use the bundled one)",
-            EXIT_NO_CONNECTION,
-        )
     # The file comes first: a reader of the summary who leaves early must not cost
     # it. Nor must a full disk cost the summary.
     unsaved: OSError | None = None
@@ -489,6 +482,13 @@ def _report(finished: Run, json: str | None) -> int:
             json_report.write(finished, json)
         except OSError as error:
             unsaved = error
+    if finished.verdict.exit_code == EXIT_NO_CONNECTION:
+        reasons = ", ".join(kind.removeprefix("connect: ") for kind in finished.tally.counts.errors)
+        raise CommandError(
+            f"cannot connect to {finished.target}: {reasons} "
+            "(start a server with: nbnet serve; or leave --target away to use the bundled one)",
+            EXIT_NO_CONNECTION,
+        )
     # Standard output belongs to the JSON where it is asked for there.
     print(summary(finished), file=sys.stderr if json == "-" else sys.stdout, flush=True)
     if unsaved is not None:

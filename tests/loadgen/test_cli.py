@@ -176,6 +176,15 @@ def test_a_port_where_nobody_listens_is_named_in_one_line(refusing: Target) -> N
     assert "nbnet serve" in ended.err
 
 
+def test_that_nobody_listens_is_written_for_programs_too(tmp_path: Path, refusing: Target) -> None:
+    path = tmp_path / "run.json"
+    path.write_text("an older run")
+    assert call("--target", str(refusing), "-c", "3", "--json", str(path)).code == 4
+    document = json.loads(path.read_text())
+    assert document["errors"] == {"connect: refused": 3}
+    assert document["verdict"] == "FAILED: no connection could be made"
+
+
 @pytest.mark.parametrize("host", ["host.invalid", "."])
 def test_an_unknown_host_is_named_in_one_line(host: str) -> None:
     ended = call("--target", f"{host}:80")
