@@ -63,7 +63,8 @@ def loadgen(
             "-d",
             metavar="TIME",
             show_default="10s",
-            help="How long to measure: 500ms, 30s, 1m30s.",
+            help="How long to measure: 500ms, 30s, 1m30s. With --requests alone, until all are "
+            "answered.",
         ),
     ] = None,
     target: Annotated[
@@ -90,7 +91,10 @@ def loadgen(
     workers: Annotated[
         str,
         typer.Option(
-            "--workers", "-w", metavar="N|auto", help="Processes; auto: the cores that are free."
+            "--workers",
+            "-w",
+            metavar="N|auto",
+            help="Processes that send; auto takes the cores that are free.",
         ),
     ] = "1",
     json: Annotated[
@@ -105,7 +109,7 @@ def loadgen(
             "--arrivals",
             show_default="constant",
             rich_help_panel=_LOAD,
-            help="With --rate: evenly spread, or random as of many independent users.",
+            help="With --rate or --stages: evenly spread, or random as of many independent users.",
         ),
     ] = None,
     stages: Annotated[
@@ -114,19 +118,27 @@ def loadgen(
             "--stages",
             metavar="TIME:RATE,...",
             rich_help_panel=_LOAD,
-            help="Change the rate in straight lines: 10s:10k,30s:50k begins at --rate, or nought.",
+            help="Change the rate in straight lines: 10s:10k,30s:50k goes from --rate, or 0, to "
+            "10k in 10 s and on to 50k in 30 s. They are the duration.",
         ),
     ] = None,
     warmup: Annotated[
         str,
         typer.Option(
-            "--warmup", metavar="TIME", rich_help_panel=_LOAD, help="Send so long before measuring."
+            "--warmup",
+            metavar="TIME",
+            rich_help_panel=_LOAD,
+            help="Send for so long before measuring.",
         ),
     ] = "0s",
     requests: Annotated[
         str | None,
         typer.Option(
-            "--requests", "-n", metavar="N", rich_help_panel=_LOAD, help="Send so many, then end."
+            "--requests",
+            "-n",
+            metavar="N",
+            rich_help_panel=_LOAD,
+            help="Send so many at most, then end.",
         ),
     ] = None,
     think: Annotated[
@@ -135,7 +147,7 @@ def loadgen(
             "--think",
             metavar="TIME",
             rich_help_panel=_LOAD,
-            help="Wait so long after each reply, without --rate.",
+            help="In a closed loop (without --rate), wait so long after each reply.",
         ),
     ] = "0s",
     pipeline: Annotated[
@@ -208,7 +220,8 @@ def loadgen(
         typer.Option(
             "--payload-unique",
             rich_help_panel=_TRAFFIC,
-            help="Put a number of its own into each, so that a stale or swapped reply shows.",
+            help="Put a number of its own into each payload: without, all may be equal, and a "
+            "reply to another request goes unnoticed.",
         ),
     ] = False,
     expect: Annotated[
@@ -235,7 +248,7 @@ def loadgen(
             "--grace",
             metavar="TIME",
             rich_help_panel=_LIMITS,
-            help="How long replies may come after the end.",
+            help="How long to wait for replies after the last request was sent.",
         ),
     ] = "2s",
     connect_rate: Annotated[
@@ -244,7 +257,7 @@ def loadgen(
             "--connect-rate",
             metavar="N",
             rich_help_panel=_LIMITS,
-            help="Connections begun a second, at most.",
+            help="Connections begun a second, at most; without it, as fast as they are made.",
         ),
     ] = None,
     connect_timeout: Annotated[
@@ -253,7 +266,7 @@ def loadgen(
             "--connect-timeout",
             metavar="TIME",
             rich_help_panel=_LIMITS,
-            help="How long all connecting may take, beside what --connect-rate asks.",
+            help="How long making all connections may take, beyond what --connect-rate needs.",
         ),
     ] = "10s",
     reconnect: Annotated[
@@ -331,6 +344,8 @@ def loadgen(
         traffic = _traffic(payload, payload_size, payload_file, payload_unique, expect)
         count = _optional("--requests", parse_count, requests)
         steps = _optional("--stages", parse_stages, stages) or ()
+        if arrivals is not None and rate is None and stages is None:
+            raise CommandError("--arrivals: needs --rate or --stages", EXIT_USAGE)
         plan = Plan(
             connections=parsed("--conns", parse_count, conns),
             duration=_duration(duration, steps, count),
@@ -353,8 +368,6 @@ def loadgen(
             grace=parsed("--grace", parse_duration, grace),
             seed=seed,
         )
-        if arrivals is not None and not plan.is_open_loop:
-            raise CommandError("--arrivals: needs --rate or --stages", EXIT_USAGE)
         server = _optional("--target", parse_address, target)
         site = Site(
             target=server,
@@ -461,13 +474,6 @@ def _check_writable(path: str) -> None:
 
 def _report(finished: Run, json: str | None) -> int:
     """Print and save what a run came to; give the exit code."""
-    if finished.verdict.exit_code == EXIT_NO_CONNECTION:
-        reasons = ", ".join(kind.removeprefix("connect: ") for kind in finished.tally.counts.errors)
-        raise CommandError(
-            f"cannot connect to {finished.target}: {reasons} "
-            "(start a server with: nbnet serve; or leave --target away to use the bundled one)",
-            EXIT_NO_CONNECTION,
-        )
     # The file comes first: a reader of the summary who leaves early must not cost
     # it. Nor must a full disk cost the summary.
     unsaved: OSError | None = None
@@ -476,6 +482,13 @@ def _report(finished: Run, json: str | None) -> int:
             json_report.write(finished, json)
         except OSError as error:
             unsaved = error
+    if finished.verdict.exit_code == EXIT_NO_CONNECTION:
+        reasons = ", ".join(kind.removeprefix("connect: ") for kind in finished.tally.counts.errors)
+        raise CommandError(
+            f"cannot connect to {finished.target}: {reasons} "
+            "(start a server with: nbnet serve; or leave --target away to use the bundled one)",
+            EXIT_NO_CONNECTION,
+        )
     # Standard output belongs to the JSON where it is asked for there.
     print(summary(finished), file=sys.stderr if json == "-" else sys.stdout, flush=True)
     if unsaved is not None:

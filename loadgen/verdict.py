@@ -78,13 +78,13 @@ def judge(counts: Counts, *, interrupted: bool) -> Verdict:
     Verdict(text='OK: every reply verified', exit_code=0)
     """
     faults = ", ".join(
-        f"{number:,} {what}"
-        for number, what in (
-            (counts.wrong, "wrong replies"),
-            (counts.failed, "failed requests"),
-            (counts.timed_out, "requests without a reply"),
-            (counts.failed_to_connect, "connections not made"),
-            (counts.lost, "connections lost"),
+        f"{number:,} {one if number == 1 else many}"
+        for number, one, many in (
+            (counts.wrong, "wrong reply", "wrong replies"),
+            (counts.failed, "failed request", "failed requests"),
+            (counts.timed_out, "request without a reply", "requests without a reply"),
+            (counts.failed_to_connect, "connection not made", "connections not made"),
+            (counts.lost, "connection lost", "connections lost"),
         )
         if number
     )
@@ -94,6 +94,8 @@ def judge(counts: Counts, *, interrupted: bool) -> Verdict:
         return Verdict("FAILED: no connection could be made", EXIT_NO_CONNECTION)
     if faults:
         return Verdict(f"FAILED: {faults}", EXIT_FAILED)
+    if not counts.sent:
+        return Verdict("FAILED: no request was sent in the measured time", EXIT_FAILED)
     return Verdict("OK: every reply verified", EXIT_FINE)
 
 
@@ -145,7 +147,7 @@ def _reason(tally: Tally, cpu: float, workers: int) -> str | None:
     if workers + 1 < cores:
         advice = f"use --workers {min(cores - 1, 2 * workers)} of the {cores} cores here"
     else:
-        advice = "use a lower rate, fewer connections, or more machines"
+        advice = "use fewer connections, a lower rate, or more machines"
     return f"{busy}; {where}: {advice}"
 
 
@@ -171,12 +173,12 @@ def notes(plan: Plan, tally: Tally, loader: Loader) -> list[str]:
         found.append(
             f"LITTLE'S LAW: {loader.in_flight:,.1f} requests were in flight on average, and their "
             f"rate times their latency gives {loader.rate_times_latency:,.1f}: "
-            "some time is in no latency"
+            "some time is in no latency, so trust these figures little"
         )
     if not plan.is_open_loop and counts.verified:
         found.append(
-            "closed loop: while the server stalls nothing more is sent, so a stall counts once "
-            "a connection; use --rate for the latency that users see"
+            "NOTE: in a closed loop nothing more is sent while the server stalls, so a stall "
+            "counts once a connection; use --rate for the latency that users see"
         )
     return found
 

@@ -40,14 +40,20 @@ def live_progress(plan: Plan) -> Iterator[Callable[[Tally], None]]:
                 task, completed=tally.counts.held, figures=f"{tally.counts.held:,} connections"
             )
         else:
-            left = max(0.0, plan.duration - tally.elapsed)
-            bad = tally.counts.wrong + tally.counts.failed
+            counts = tally.counts
+            bad = counts.wrong + counts.failed + counts.timed_out
+            if plan.requests is None:
+                total, completed = plan.duration, tally.elapsed
+                left = f"{max(0.0, total - completed):.0f} s left"
+            else:
+                total, completed = plan.requests, counts.verified + bad
+                left = f"{max(0, plan.requests - counts.verified - bad):,} requests left"
             progress.update(
                 task,
                 description=tally.phase.value,
-                total=plan.duration,
-                completed=tally.elapsed,
-                figures=f"{left:.0f} s left, {tally.rate:,.0f} requests/s, {bad:,} bad",
+                total=total,
+                completed=completed,
+                figures=f"{left}, {tally.rate:,.0f} requests/s, {bad:,} bad",
             )
         progress.refresh()
 

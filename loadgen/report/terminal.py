@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Iterable
 from typing import Final
 
 from loadgen.histogram import Histogram
 from loadgen.plan import Plan
 from loadgen.report import Run
+from loadgen.tally import Mismatch
 from nbnet.notation import format_duration as _time
 
 _PERCENTILES: Final = (50, 90, 99, 99.9, 99.99)
 _WIDTH: Final = 80
 _LABEL: Final = 12
 _SHOWN_BYTES: Final = 20
-"""Bytes of a frame shown of a wrong reply."""
+"""Bytes of a frame shown of a wrong reply in hex, where it is no text."""
+_SHOWN_TEXT: Final = 36
+_SHOWN_REPLIES: Final = 3
+"""Wrong replies shown; a JSON report has some more."""
 
 
 def summary(run: Run) -> str:
@@ -23,9 +28,9 @@ def summary(run: Run) -> str:
     server = f"{run.target} (bundled server)" if run.embedded else str(run.target)
     lines = [
         f"{plan.connections:,} connections to {server}, {_time(tally.elapsed)} measured",
-        _load(plan),
+        *textwrap.wrap(_load(plan), _WIDTH),
         "",
-        _row(
+        *_row(
             "connections",
             (plan.connections, "asked"),
             (counts.held, "held"),
@@ -33,14 +38,14 @@ def summary(run: Run) -> str:
             (counts.lost, "lost"),
             *([(counts.reconnected, "replaced")] if counts.reconnected else []),
         ),
-        _row(
+        *_row(
             "requests",
             *([(counts.sent + counts.unsent, "planned")] if plan.is_open_loop else []),
             (counts.sent, "sent"),
             *([(counts.late, "late")] if plan.is_open_loop else []),
             *([(counts.unsent, "unsent")] if plan.is_open_loop or counts.unsent else []),
         ),
-        _row(
+        *_row(
             "replies",
             (counts.verified, "verified"),
             (counts.wrong, "wrong"),
@@ -56,18 +61,14 @@ def summary(run: Run) -> str:
         lines += ["", "errors"]
         lines += [f"  {number:>9,}  {kind}" for kind, number in counts.errors.most_common()]
     if tally.mismatches:
-        lines += ["", "wrong replies, the first few (hex)"]
-        for mismatch in tally.mismatches:
-            lines += [
-                f"  connection {mismatch.connection}: {mismatch.kind}",
-                f"    sent      {_hex(mismatch.sent)}",
-                f"    expected  {_hex(mismatch.expected)}",
-                f"    got       {_hex(mismatch.got)}",
-            ]
-    lines.append("")
+        shown = tally.mismatches[:_SHOWN_REPLIES]
+        first = f", the first {len(shown)}" if len(tally.mismatches) > len(shown) else ""
+        lines += ["", f"wrong replies{first}"]
+        for mismatch in shown:
+            lines += _wrong_reply(mismatch)
     for note in run.notes:
-        lines += textwrap.wrap(note, _WIDTH)
-    return "\n".join([*lines, *textwrap.wrap(run.verdict.text, _WIDTH)])
+        lines += ["", *textwrap.wrap(note, _WIDTH)]
+    return "\n".join([*lines, "", *textwrap.wrap(run.verdict.text, _WIDTH)])
 
 
 def _load(plan: Plan) -> str:
@@ -105,7 +106,7 @@ def _loader(run: Run) -> list[str]:
     lag = Histogram(run.tally.counts.lag)
     if lag:
         parts.append(f"schedule lag p99 {_time(lag.percentile(99) / 1e9)}")
-    return [f"{'loader':<{_LABEL}}{', '.join(parts)}"]
+    return _line("loader", parts, ", ")
 
 
 def _latencies(run: Run) -> list[str]:
@@ -117,16 +118,29 @@ def _latencies(run: Run) -> list[str]:
         rows += [("  server", Histogram(counts.server)), ("  loader", Histogram(counts.wait))]
     table = _table(*rows, ("connect", tally.connect))
     if counts.service:
-        table.append("latency counts from when a request was due, service from when it was sent")
+        table.append("latency: since a request was due; service: since it was sent")
     if counts.wait:
         table.append(
-            f"of {counts.wait.total():,} sampled replies: until here, then waiting for the loader"
+            f"server, loader: until a reply was here, until it was read; {counts.wait.total():,} "
+            "sampled"
         )
     return table
 
 
-def _row(name: str, *cells: tuple[int, str]) -> str:
-    return f"{name:<{_LABEL}}" + "   ".join(f"{number:,} {what}" for number, what in cells)
+def _row(name: str, *cells: tuple[int, str]) -> list[str]:
+    """Counts beside each other."""
+    return _line(name, [f"{number:,} {what}" for number, what in cells], "   ")
+
+
+def _line(name: str, cells: Iterable[str], gap: str) -> list[str]:
+    """Cells beside each other; those that do not fit, below."""
+    lines = [f"{name:<{_LABEL}}"]
+    for cell in cells:
+        if len(lines[-1]) + len(cell) > _WIDTH - len(gap):
+            lines.append(" " * _LABEL)
+        lines[-1] += cell + gap
+    lines[-1] = lines[-1].removesuffix(gap)
+    return [line.rstrip() for line in lines]
 
 
 def _table(*rows: tuple[str, Histogram]) -> list[str]:
@@ -140,8 +154,28 @@ def _table(*rows: tuple[str, Histogram]) -> list[str]:
     return [f"{row[0]:<10}" + "".join(f"{cell:>10}" for cell in row[1:]) for row in table]
 
 
+def _wrong_reply(mismatch: Mismatch) -> list[str]:
+    """A wrong reply beside what it should be: as text if all of it is, else in hex."""
+    rows = [
+        ("sent", mismatch.sent),
+        ("expected", mismatch.expected),
+        ("got", mismatch.got),
+    ]
+    is_text = all(data.isascii() and data.decode("ascii").isprintable() for _, data in rows)
+    show = _text if is_text else _hex
+    return [
+        f"  connection {mismatch.connection}: {mismatch.kind}" + ("" if is_text else " (hex)"),
+        *(f"    {name:<10}{show(data) if data else 'nothing'}" for name, data in rows),
+    ]
+
+
+def _text(data: bytes) -> str:
+    return f'"{data[:_SHOWN_TEXT].decode("ascii")}"' + _more(len(data) - _SHOWN_TEXT)
+
+
 def _hex(data: bytes) -> str:
-    if not data:
-        return "nothing"
-    more = len(data) - _SHOWN_BYTES
-    return data[:_SHOWN_BYTES].hex() + (f"... and {more:,} bytes more" if more > 0 else "")
+    return data[:_SHOWN_BYTES].hex() + _more(len(data) - _SHOWN_BYTES)
+
+
+def _more(left: int) -> str:
+    return f"... and {left:,} more bytes" if left > 0 else ""

@@ -12,16 +12,22 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from nbnet.notation import Target
+from nbnet.notation import Address
 
-from .servers import Behaviour, serving
+from .servers import Behaviour, Service, serving
 
 
 @pytest.fixture
-def hostile() -> Iterator[Callable[[Behaviour], Target]]:
-    """Starts servers that behave as told."""
+def serve() -> Iterator[Callable[[Behaviour], Service]]:
+    """Starts servers that behave as told and count what they do."""
     with contextlib.ExitStack() as stack:
         yield lambda behave: stack.enter_context(serving(behave))
+
+
+@pytest.fixture
+def hostile(serve: Callable[[Behaviour], Service]) -> Callable[[Behaviour], Address]:
+    """Starts servers that behave as told; gives where they are."""
+    return lambda behave: serve(behave).address
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from loadgen.histogram import Histogram
 from loadgen.plan import Plan
 from loadgen.report import Run
 from loadgen.tally import Counts, Mismatch, Phase, Snapshot, Tally
-from loadgen.verdict import judge
-from nbnet.notation import Target
+from loadgen.verdict import examine, judge
+from nbnet.notation import Address
 
 MS = 1_000_000
 
@@ -32,15 +32,24 @@ def snapshots(*counts: Counts, mismatches: list[Mismatch] | None = None) -> Tall
     return tally
 
 
-def finished(tally: Tally, *, embedded: bool = True, interrupted: bool = False) -> Run:
-    """A run of two connections that was to take 2 seconds."""
+def finished(
+    tally: Tally,
+    plan: Plan | None = None,
+    *,
+    embedded: bool = True,
+    interrupted: bool = False,
+    workers: int = 1,
+) -> Run:
+    """A run of two connections that was to take 2 seconds, if it is not told otherwise."""
     return Run(
-        plan=Plan(connections=2, duration=2.0),
-        target=Target("127.0.0.1", 6789),
+        plan=plan or Plan(connections=2, duration=2.0),
+        target=Address("127.0.0.1", 6789),
         embedded=embedded,
+        workers=workers,
         started_at=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
         interrupted=interrupted,
         tally=tally,
+        loader=examine(tally, workers),
         verdict=judge(tally.counts, interrupted=interrupted),
     )
 
@@ -56,6 +65,7 @@ def fine() -> Run:
         received_bytes=32,
         latency=recorded(1 * MS, 1 * MS, 2 * MS, 3 * MS),
         connect=recorded(500_000, 700_000),
+        in_flight_seconds=2.0,
         cpu_seconds=0.5,
     )
     second = Counts(
@@ -65,9 +75,56 @@ def fine() -> Run:
         sent_bytes=16,
         received_bytes=32,
         latency=recorded(4 * MS, 4 * MS, 4 * MS, 10 * MS),
+        in_flight_seconds=2.0,
         cpu_seconds=0.25,
     )
     return finished(snapshots(first, second))
+
+
+def open_loop(**changes: Any) -> Run:
+    """A second of a thousand requests, of which some went late and some not at all."""
+    counts = Counts(
+        held=2,
+        sent=990,
+        verified=990,
+        on_time=990,
+        unsent=10,
+        late=5,
+        latency=recorded(*[2 * MS] * 980, *[4 * MS] * 10),
+        service=recorded(*[1 * MS] * 980, *[2 * MS] * 10),
+        lag=recorded(10_000, 30_000),
+        server=recorded(900_000, 1 * MS),
+        wait=recorded(10_000, 20_000),
+        connect=recorded(500_000, 700_000),
+        in_flight_seconds=1.0,
+        cpu_seconds=0.3,
+    )
+    for name, value in changes.items():
+        setattr(counts, name, value)
+    plan = Plan(connections=2, duration=1.0, rate=1000.0, poisson=True)
+    return finished(snapshots(counts), plan, embedded=False)
+
+
+def rate_missed() -> Run:
+    """One that could send only half of its requests, since the server was slow."""
+    return open_loop(sent=500, verified=500, on_time=500, unsent=500, late=400)
+
+
+def loader_bound() -> Run:
+    """A closed loop whose replies wait for the load generator."""
+    counts = Counts(
+        held=50,
+        sent=80_000,
+        verified=80_000,
+        on_time=80_000,
+        latency=recorded(*[600_000] * 80_000),
+        server=recorded(*[200_000] * 1600),
+        wait=recorded(*[400_000] * 1600),
+        connect=recorded(500_000),
+        in_flight_seconds=48.0,
+        cpu_seconds=0.97,
+    )
+    return finished(snapshots(counts), Plan(connections=50, duration=1.0))
 
 
 def failed() -> Run:
@@ -87,10 +144,8 @@ def failed() -> Run:
         latency=recorded(1 * MS, 2 * MS),
         connect=recorded(500_000),
     )
-    counts.errors.update(
-        {"connect: Connection refused": 1, "wrong reply": 3, "closed by the server": 2}
-    )
-    mismatch = Mismatch(2, b"00003abc", b"00003cba", b"00003abc")
+    counts.errors.update({"connect: refused": 1, "wrong payload": 3, "EOF": 2})
+    mismatch = Mismatch(2, "wrong payload", b"00003abc", b"00003cba", b"00003abc")
     return finished(snapshots(counts, mismatches=[mismatch]), embedded=False)
 
 

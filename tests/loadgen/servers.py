@@ -1,22 +1,33 @@
-"""Real servers that misbehave: blocking sockets, a thread for each connection."""
+"""Real servers that misbehave and count what they do: a thread for each connection."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import socket
 import struct
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 
-from nbnet.notation import Target
+from nbnet.notation import Address
 
 
 class Peer:
-    """A connection as the server sees it."""
+    """A connection as the server sees it.
+
+    Attributes:
+        payloads: of the requests that came.
+        did: what the server did, by name; "reply" is a right one.
+        ended: whether the server is done with it.
+    """
 
     def __init__(self, connection: socket.socket) -> None:
         self.socket = connection
         self.buffer = b""
+        self.payloads: list[bytes] = []
+        self.did: Counter[str] = Counter()
+        self.ended = False
 
     def requests(self) -> Iterator[bytes]:
         """The payload of each request, until the client ends the connection."""
@@ -24,15 +35,30 @@ class Peer:
             header = self._exactly(5)
             if len(header) < 5:
                 return
-            yield self._exactly(int(header))
+            payload = self._exactly(int(header))
+            if len(payload) < int(header):
+                return
+            self.payloads.append(payload)
+            yield payload
 
     def reply(self, payload: bytes) -> None:
         """Send the reply that is right."""
-        self.socket.sendall(b"%05d%b" % (len(payload), payload[::-1]))
+        self.say(right(payload), "reply")
+
+    def say(self, data: bytes, what: str) -> None:
+        """Send anything, counted by a name of its own before the client can know of it."""
+        self.did[what] += 1
+        self.socket.sendall(data)
 
     def reset(self) -> None:
         """Close so that the client gets a reset: with a linger time of 0."""
+        self.did["reset"] += 1
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.socket.close()
+
+    def close(self) -> None:
+        """Close in order."""
+        self.did["close"] += 1
         self.socket.close()
 
     def _exactly(self, size: int) -> bytes:
@@ -45,50 +71,98 @@ class Peer:
 Behaviour = Callable[[Peer], None]
 
 
+class Service:
+    """A server that runs, and what it did.
+
+    Attributes:
+        listener: takes the connections.
+        address: where.
+        peers: every connection that it took.
+    """
+
+    def __init__(self, listener: socket.socket) -> None:
+        self.listener = listener
+        name = listener.getsockname()
+        self.address = Address("", 0, name) if isinstance(name, str) else Address(*name)
+        self.peers: list[Peer] = []
+
+    @property
+    def did(self) -> Counter[str]:
+        """What it did on all connections."""
+        return sum((peer.did for peer in self.peers), Counter())
+
+    @property
+    def requests(self) -> int:
+        """Requests that came on all connections, whole."""
+        return sum(len(peer.payloads) for peer in self.peers)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it is done with all the connections that it took."""
+        return all(peer.ended for peer in self.peers)
+
+    def stop_listening(self) -> None:
+        """Refuse further connections."""
+        with contextlib.suppress(OSError):  # it was done before
+            self.listener.shutdown(socket.SHUT_RDWR)
+
+
 @contextlib.contextmanager
-def serving(behave: Behaviour) -> Iterator[Target]:
+def serving(behave: Behaviour, path: str | None = None) -> Iterator[Service]:
     """Serve each connection by ``behave`` until the end; then no thread and no socket is left.
 
     What goes wrong in ``behave`` is raised at the end, but for the client's
     going away in the middle of it.
+
+    Args:
+        path: of a unix socket to listen on; None is TCP.
     """
     failures: list[BaseException] = []
     threads: list[threading.Thread] = []
-    connections: list[socket.socket] = []
 
-    def run(connection: socket.socket) -> None:
+    def run(peer: Peer) -> None:
         try:
             with contextlib.suppress(ConnectionError):
-                behave(Peer(connection))
+                behave(peer)
         except BaseException as failure:
             failures.append(failure)
         finally:
-            connection.close()
+            peer.socket.close()
+            peer.ended = True
 
-    def accept(listener: socket.socket) -> None:
+    def accept(service: Service) -> None:
         with contextlib.suppress(OSError):  # it was shut down
             while True:
-                connection, _ = listener.accept()
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                connections.append(connection)
-                threads.append(threading.Thread(target=run, args=(connection,)))
+                connection, _ = service.listener.accept()
+                if path is None:
+                    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                service.peers.append(Peer(connection))
+                threads.append(threading.Thread(target=run, args=(service.peers[-1],)))
                 threads[-1].start()
 
-    with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
-        accepting = threading.Thread(target=accept, args=(listener,))
+    with socket.socket(socket.AF_INET if path is None else socket.AF_UNIX) as listener:
+        listener.bind(path or ("127.0.0.1", 0))
+        listener.listen(128)
+        service = Service(listener)
+        accepting = threading.Thread(target=accept, args=(service,))
         accepting.start()
         try:
-            yield Target(*listener.getsockname())
+            yield service
         finally:
-            listener.shutdown(socket.SHUT_RDWR)
+            service.stop_listening()
             accepting.join()
-            for connection in connections:
+            for peer in service.peers:
                 with contextlib.suppress(OSError):  # it is closed
-                    connection.shutdown(socket.SHUT_RDWR)
+                    peer.socket.shutdown(socket.SHUT_RDWR)
             for thread in threads:
                 thread.join()
     if failures:
         raise failures[0]
+
+
+def right(payload: bytes) -> bytes:
+    """The reply as it has to be."""
+    return b"%05d%b" % (len(payload), payload[::-1])
 
 
 # How servers behave. --------------------------------------------------------
@@ -100,7 +174,7 @@ def wrong_at(number: int, reply: bytes) -> Behaviour:
     def behave(peer: Peer) -> None:
         for n, payload in enumerate(peer.requests(), start=1):
             if n == number:
-                peer.socket.sendall(reply)
+                peer.say(reply, "wrong")
             else:
                 peer.reply(payload)
 
@@ -120,9 +194,34 @@ def ends_after(replies: int, end: Callable[[Peer], None]) -> Behaviour:
     return behave
 
 
+def every(number: int, act: Callable[[Peer, bytes], None]) -> Behaviour:
+    """Honest, but for one in so many requests of all connections together.
+
+    A connection that is closed by ``act`` is done with.
+    """
+    count = itertools.count(1)  # one step is one bytecode: no two threads get the same
+
+    def behave(peer: Peer) -> None:
+        for payload in peer.requests():
+            if next(count) % number:
+                peer.reply(payload)
+                continue
+            act(peer, payload)
+            if peer.socket.fileno() < 0:
+                return
+
+    return behave
+
+
+def honest(peer: Peer) -> None:
+    """Answer every request rightly."""
+    for payload in peer.requests():
+        peer.reply(payload)
+
+
 def closes(peer: Peer) -> None:
     """End the connection in order."""
-    peer.socket.close()
+    peer.close()
 
 
 def silent(peer: Peer) -> None:
@@ -134,5 +233,5 @@ def silent(peer: Peer) -> None:
 def trickles(peer: Peer) -> None:
     """Answer byte by byte, each in a packet of its own."""
     for payload in peer.requests():
-        for byte in b"%05d%b" % (len(payload), payload[::-1]):
-            peer.socket.sendall(bytes([byte]))
+        for byte in right(payload):
+            peer.say(bytes([byte]), "byte")

@@ -1,220 +1,102 @@
-"""The command as people and scripts run it: a process, its output and its exit code."""
+"""The command as people and scripts run it: its output and its exit code.
+
+It is called in this process, but where being one is the point.
+"""
 
 from __future__ import annotations
 
-import contextlib
+import inspect
 import json
 import os
 import re
 import select
 import signal
-import subprocess
-import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from loadgen import __version__
-from nbnet.notation import Target
+from loadgen import __version__, cli
+from loadgen.plan import Plan
+from loadgen.running import spare_workers
+from nbnet.notation import Address, Target
 
+from .command import PATIENCE, call, measure, running
 from .processes import catches, children_of, files_of, is_gone, wait_until
-from .servers import Behaviour, Peer, closes, ends_after, silent, wrong_at
-
-PATIENCE = 30.0
-
-
-def loadgen(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the command to its end."""
-    return subprocess.run(
-        [sys.executable, "-m", "loadgen", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=PATIENCE,
-        stdin=subprocess.DEVNULL,
-        env=os.environ | (env or {}),
-    )
-
-
-@contextlib.contextmanager
-def running(*arguments: str, stderr: int = subprocess.PIPE) -> Iterator[subprocess.Popen[str]]:
-    """Start the command in a session of its own; neither it nor a child of it is left."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "loadgen", *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=stderr,
-        text=True,
-        start_new_session=True,
-    )
-    with process:
-        try:
-            yield process
-        finally:
-            for pid in children_of(process.pid).values():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            process.kill()
-
-
-def the_line(ended: subprocess.CompletedProcess[str]) -> str:
-    """The only line on standard error, where nothing stands on standard output."""
-    assert ended.stdout == ""
-    [line] = ended.stderr.splitlines()
-    return line
-
+from .schema import CLOSED_LOOP, SERIES, assert_all_verified, assert_matches
+from .servers import Behaviour, Peer, Service, closes, ends_after, honest, silent, wrong_at
 
 # The main job ----------------------------------------------------------------
 
 
 def test_without_a_target_the_bundled_server_is_loaded_and_every_reply_verified() -> None:
-    ended = loadgen("-c", "200", "-d", "0.5s")
-    assert ended.returncode == 0
-    assert re.fullmatch(
-        r"no --target: started the bundled server on 127\.0\.0\.1:\d+\n", ended.stderr
-    )
-    first, *_, last = ended.stdout.splitlines()
+    ended = call("-c", "200", "-d", "0.5s")
+    assert ended.code == 0
+    assert re.fullmatch(r"no --target: started the bundled server on 127\.0\.0\.1:\d+\n", ended.err)
+    first, *_, last = ended.out.splitlines()
     assert re.fullmatch(
         r"200 connections to 127\.0\.0\.1:\d+ \(bundled server\), [\d.]+ m?s measured",
         first,
     )
-    assert "connections 200 asked   200 held   0 failed   0 lost" in ended.stdout
+    assert "connections 200 asked   200 held   0 failed   0 lost" in ended.out
     assert last == "OK: every reply verified"
 
 
 def test_a_server_that_runs_already_is_loaded(address: Target) -> None:
-    ended = loadgen("--target", str(address), "--conns", "20", "--duration", "200ms")
-    assert (ended.returncode, ended.stderr) == (0, "")
-    assert ended.stdout.startswith(f"20 connections to {address}, ")
+    ended = call("--target", str(address), "--conns", "20", "--duration", "200ms")
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out.startswith(f"20 connections to {address}, ")
 
 
 def test_a_host_by_name_is_loaded(address: Target) -> None:
-    ended = loadgen("-t", f"localhost:{address.port}", "-c", "2", "-d", "0.1")
-    assert ended.returncode == 0
-    assert ended.stdout.startswith(f"2 connections to localhost:{address.port}, ")
+    ended = call("-t", f"localhost:{address.port}", "-c", "2", "-d", "0.1")
+    assert ended.code == 0
+    assert ended.out.startswith(f"2 connections to localhost:{address.port}, ")
 
 
-def test_the_payload_is_sent_as_it_is_given(tmp_path: Path, address: Target) -> None:
-    path = tmp_path / "run.json"
-    arguments = ("-t", str(address), "-c", "2", "-d", "0.1", "--json", str(path))
-    ended = loadgen(*arguments, "--payload", "grüße")  # 7 bytes in UTF-8
-    assert ended.returncode == 0
-    assert json.loads(path.read_text())["plan"]["payload_bytes"] == 7
+def test_the_payload_is_sent_as_it_is_given(serve: Callable[[Behaviour], Service]) -> None:
+    received = serve(honest)
+    text = "grüße"  # 7 bytes in UTF-8
+    code, document = measure("-t", str(received.address), "-n", "3", "-c", "1", "--payload", text)
+    assert code == 0
+    assert document["plan"]["payloads"] == "7 bytes"
+    assert received.peers[0].payloads == [text.encode()] * 3
 
 
 def test_two_thousand_connections_are_all_served() -> None:
-    ended = loadgen("-c", "2k", "-d", "1s", "--json", "-")
-    document = json.loads(ended.stdout)
-    assert ended.returncode == 0
+    code, document = measure("-c", "2k", "-d", "0.5s")
+    assert code == 0
     assert_all_verified(document, 2000)
 
 
 @pytest.mark.slow
 def test_five_thousand_connections_for_five_seconds_are_all_served() -> None:
-    ended = loadgen("--conns", "5000", "--duration", "5s", "--json", "-")
-    document = json.loads(ended.stdout)
-    assert ended.returncode == 0
+    code, document = measure("--conns", "5000", "--duration", "5s")
+    assert code == 0
     assert_all_verified(document, 5000)
-    assert document["duration_seconds"] == pytest.approx(5.0, abs=0.5)
-
-
-def assert_all_verified(document: dict[str, Any], connections: int) -> None:
-    assert document["connections"] == {
-        "asked": connections,
-        "held": connections,
-        "failed": 0,
-        "lost": 0,
-        "reconnected": 0,
-    }
-    requests = document["requests"]
-    assert requests["sent"] == requests["verified"] >= connections
-    assert requests["wrong"] == requests["failed"] == requests["timed_out"] == 0
-    assert document["latency_seconds"]["count"] == requests["verified"]
-    assert document["connect_seconds"]["count"] == connections
-    assert document["errors"] == {}
-    assert document["verdict"] == "OK: every reply verified"
+    assert document["duration_seconds"] == 5.0
 
 
 # JSON ------------------------------------------------------------------------
 
-FIGURES = {
-    name: (int if name == "count" else float)
-    for name in "count min mean max p50 p75 p90 p95 p99 p99.9 p99.99".split()  # noqa: SIM905  # reads better
-}
-NOTHING = type(None)
-SCHEMA: dict[str, Any] = {
-    "schema": str,
-    "version": str,
-    "plan": {
-        "connections": int,
-        "duration_seconds": float,
-        "payload_bytes": int,
-        "connect_timeout_seconds": float,
-        "grace_seconds": float,
-    },
-    "target": str,
-    "embedded": bool,
-    "started_at": str,
-    "duration_seconds": float,
-    "interrupted": bool,
-    "connections": dict.fromkeys(["asked", "held", "failed", "lost", "reconnected"], int),
-    "requests": dict.fromkeys(
-        ["planned", "sent", "verified", "wrong", "failed", "timed_out", "unsent", "late"], int
-    ),
-    "errors": {},
-    "mismatches": list,
-    "throughput": dict.fromkeys(
-        ["requests_per_second", "sent_bytes_per_second", "received_bytes_per_second"], float
-    ),
-    "latency_seconds": FIGURES,
-    "service_seconds": FIGURES,
-    "connect_seconds": FIGURES,
-    "split": {"samples": int, "server_seconds": NOTHING, "loader_wait_seconds": NOTHING},
-    "loader": {
-        "cpu_percent": float,
-        "schedule_lag_seconds": NOTHING,
-        "bound": NOTHING,
-        "reason": NOTHING,
-    },
-    "thresholds": list,
-    "series": list,
-    "environment": {"python": str, "implementation": str, "system": str, "processors": int},
-    "verdict": str,
-}
-
-
-def assert_matches(value: Any, schema: Any, path: str = "document") -> None:
-    """Whether a JSON value has exactly the keys and types of the schema."""
-    if isinstance(schema, dict):
-        assert value.keys() == schema.keys(), path
-        for key, inner in schema.items():
-            assert_matches(value[key], inner, f"{path}.{key}")
-    else:
-        assert type(value) is schema, path
-
 
 def test_the_document_has_every_key_with_its_type(tmp_path: Path, address: Target) -> None:
     path = tmp_path / "run.json"
-    ended = loadgen("-t", str(address), "-c", "10", "-d", "0.3", "--json", str(path))
-    assert ended.returncode == 0
-    assert ended.stdout.endswith("OK: every reply verified\n"), (
-        "the summary is printed all the same"
-    )
+    ended = call("-t", str(address), "-c", "10", "-d", "0.3", "--json", str(path))
+    assert ended.code == 0
+    assert ended.out.endswith("OK: every reply verified\n"), "the summary is printed all the same"
     assert list(tmp_path.iterdir()) == [path], "nothing is left beside the file"
     document = json.loads(path.read_text())
-    assert_matches(document, SCHEMA)
+    assert_matches(document, CLOSED_LOOP)
     assert document["schema"] == "loadgen/1"
     assert document["target"] == str(address)
     assert (document["embedded"], document["interrupted"]) == (False, False)
     assert document["plan"]["connections"] == 10
     assert_all_verified(document, 10)
     series = document["series"]
-    entry = {"t": float, "requests": int, "failed": int, "p50": float, "p99": float}
     for each in series:
-        assert_matches(each, entry)
+        assert_matches(each, SERIES)
     assert series[0]["t"] == 0.0
     assert sum(each["requests"] for each in series) == document["requests"]["verified"]
     latency = document["latency_seconds"]
@@ -222,26 +104,31 @@ def test_the_document_has_every_key_with_its_type(tmp_path: Path, address: Targe
 
 
 def test_json_on_standard_output_has_that_to_itself() -> None:
-    ended = loadgen("-c", "10", "-d", "0.2", "--json", "-")
-    assert ended.returncode == 0
-    assert_matches(json.loads(ended.stdout), SCHEMA)
-    assert "started the bundled server" in ended.stderr
-    assert ended.stderr.endswith("OK: every reply verified\n")
+    ended = call("-c", "10", "-d", "0.2", "--json", "-")
+    assert ended.code == 0
+    assert_matches(json.loads(ended.out), CLOSED_LOOP)
+    assert "started the bundled server" in ended.err
+    assert ended.err.endswith("OK: every reply verified\n")
 
 
 def test_a_failed_run_is_written_too(
-    tmp_path: Path, hostile: Callable[[Behaviour], Target]
+    tmp_path: Path, hostile: Callable[[Behaviour], Address]
 ) -> None:
     path = tmp_path / "run.json"
     target = hostile(wrong_at(4, b"00003abc"))
-    ended = loadgen("-t", str(target), "-c", "3", "--json", str(path))
-    assert ended.returncode == 1
+    ended = call("-t", str(target), "-c", "3", "--no-reconnect", "--json", str(path))
+    assert ended.code == 1
     document = json.loads(path.read_text())
     assert document["requests"]["wrong"] == 3
-    assert document["errors"] == {"wrong reply": 3}
+    assert document["errors"] == {"wrong payload": 3}
     assert sorted(each.pop("connection") for each in document["mismatches"]) == [1, 2, 3]
     assert document["mismatches"] == 3 * [
-        {"sent": b"00003abc".hex(), "expected": b"00003cba".hex(), "got": b"00003abc".hex()}
+        {
+            "kind": "wrong payload",
+            "sent": b"00003abc".hex(),
+            "expected": b"00003cba".hex(),
+            "got": b"00003abc".hex(),
+        }
     ]
 
 
@@ -249,51 +136,60 @@ def test_a_failed_run_is_written_too(
 
 
 def test_wrong_replies_are_counted_exactly_and_shown(
-    hostile: Callable[[Behaviour], Target],
+    hostile: Callable[[Behaviour], Address],
 ) -> None:
-    ended = loadgen("-t", str(hostile(wrong_at(10, b"00003cbX"))), "-c", "5")
-    assert (ended.returncode, ended.stderr) == (1, "")
-    assert "replies     45 verified   5 wrong   0 failed   0 missing" in ended.stdout
-    assert "    sent      3030303033616263\n" in ended.stdout
-    assert "    expected  3030303033636261\n" in ended.stdout
-    assert "    got       3030303033636258\n" in ended.stdout
-    assert ended.stdout.endswith("FAILED: 5 wrong replies, 5 connections lost\n")
+    ended = call("-t", str(hostile(wrong_at(10, b"00003cbX"))), "-c", "5", "--no-reconnect")
+    assert (ended.code, ended.err) == (1, "")
+    assert "replies     45 verified   5 wrong   0 failed   0 missing" in ended.out
+    assert '    sent      "00003abc"\n' in ended.out
+    assert '    expected  "00003cba"\n' in ended.out
+    assert '    got       "00003cbX"\n' in ended.out
+    assert ended.out.endswith("FAILED: 5 wrong replies, 5 connections lost\n")
 
 
 def test_a_server_that_closes_its_connections_fails_the_run(
-    hostile: Callable[[Behaviour], Target],
+    hostile: Callable[[Behaviour], Address],
 ) -> None:
-    ended = loadgen("-t", str(hostile(ends_after(3, closes))), "-c", "4")
-    assert (ended.returncode, ended.stderr) == (1, "")
-    assert "replies     12 verified   0 wrong   4 failed   0 missing" in ended.stdout
-    assert "          4  closed by the server\n" in ended.stdout
-    assert ended.stdout.endswith("FAILED: 4 failed requests, 4 connections lost\n")
+    ended = call("-t", str(hostile(ends_after(3, closes))), "-c", "4", "--no-reconnect")
+    assert (ended.code, ended.err) == (1, "")
+    assert "replies     12 verified   0 wrong   4 failed   0 missing" in ended.out
+    assert "          4  EOF\n" in ended.out
+    assert ended.out.endswith("FAILED: 4 failed requests, 4 connections lost\n")
 
 
 def test_a_server_that_never_answers_fails_the_run_when_the_grace_is_over(
-    hostile: Callable[[Behaviour], Target],
+    hostile: Callable[[Behaviour], Address],
 ) -> None:
-    ended = loadgen("-t", str(hostile(silent)), "-c", "3", "-d", "0.1")
-    assert (ended.returncode, ended.stderr) == (1, "")
-    assert "replies     0 verified   0 wrong   0 failed   3 missing" in ended.stdout
-    assert ended.stdout.endswith("FAILED: 3 requests without a reply\n")
+    ended = call("-t", str(hostile(silent)), "-c", "3", "-d", "0.1", "--grace", "0.1")
+    assert (ended.code, ended.err) == (1, "")
+    assert "replies     0 verified   0 wrong   0 failed   3 missing" in ended.out
+    assert ended.out.endswith("FAILED: 3 requests without a reply\n")
 
 
 # What cannot be done ---------------------------------------------------------
 
 
 def test_a_port_where_nobody_listens_is_named_in_one_line(refusing: Target) -> None:
-    ended = loadgen("--target", str(refusing), "-c", "3")
-    assert ended.returncode == 4
-    assert the_line(ended).startswith(f"loadgen: cannot connect to {refusing}: Connection refused")
-    assert "nbnet serve" in ended.stderr
+    ended = call("--target", str(refusing), "-c", "3")
+    assert ended.code == 4
+    assert ended.line.startswith(f"loadgen: cannot connect to {refusing}: refused ")
+    assert "nbnet serve" in ended.err
+
+
+def test_that_nobody_listens_is_written_for_programs_too(tmp_path: Path, refusing: Target) -> None:
+    path = tmp_path / "run.json"
+    path.write_text("an older run")
+    assert call("--target", str(refusing), "-c", "3", "--json", str(path)).code == 4
+    document = json.loads(path.read_text())
+    assert document["errors"] == {"connect: refused": 3}
+    assert document["verdict"] == "FAILED: no connection could be made"
 
 
 @pytest.mark.parametrize("host", ["host.invalid", "."])
 def test_an_unknown_host_is_named_in_one_line(host: str) -> None:
-    ended = loadgen("--target", f"{host}:80")
-    assert ended.returncode == 4
-    assert the_line(ended).startswith(f"loadgen: cannot connect to {host}:80: ")
+    ended = call("--target", f"{host}:80")
+    assert ended.code == 4
+    assert ended.line.startswith(f"loadgen: cannot connect to {host}:80: ")
 
 
 @pytest.mark.parametrize(
@@ -311,26 +207,47 @@ def test_an_unknown_host_is_named_in_one_line(host: str) -> None:
         (["--payload", "x" * 100_000], "a payload of 100000 bytes: a request holds 1 to 99,999"),
         (["--json", "/nowhere/at/all.json"], "--json: cannot write /nowhere/at/all.json"),
         (["--json", "/"], "--json: cannot write /"),
+        (["--rate", "fast"], "--rate: 'fast' is no rate"),
+        (["--rate", "0"], "a rate of 0: more than 0 is needed"),
+        (["--arrivals", "constant"], "--arrivals: needs --rate or --stages"),
+        (["--arrivals", "poisson"], "--arrivals: needs --rate or --stages"),
+        (["--stages", "10s"], "--stages: '10s' is no stage"),
+        (["--stages", "5s:10", "-d", "9s"], "the stages take 5.00 s and the duration is 9.00 s"),
+        (["--rate", "5", "--think", "1s"], "a think time belongs to a closed loop"),
+        (["--active", "3", "-c", "2"], "3 active connections are more than the 2 held"),
+        (["--pipeline", "0"], "0 requests in flight a connection: at least 1 is needed"),
+        (["--requests", "0"], "0 requests: at least 1 is needed"),
+        (["--workers", "0"], "--workers: '0' is no number of workers"),
+        (["--workers", "3", "-c", "2"], "3 workers are more than the 2 connections that send"),
+        (["--workers", "3", "-n", "2"], "3 workers are more than the 2 requests"),
+        (["--payload", "a", "--payload-size", "3"], "--payload and --payload-size: give one"),
+        (["--payload-size", "0"], "--payload-size: '0' is no payload size"),
+        (["--payload-file", "/nowhere"], "--payload-file: /nowhere: No such file"),
+        (["--payload", "a", "--payload-unique"], "--payload-unique puts a number of 3 bytes"),
+        (["--expect", "nothing"], "--expect: expectation 'nothing'"),
+        (["--tls-ca", "ca.pem"], "--tls-...: needs a target tls://HOST:PORT"),
+        (["--source", "192.0.2.1", "-t", "127.0.0.1:1"], "--source 192.0.2.1: "),
+        (["--source", "127.0.0.1", "-t", "unix:/s"], "a unix socket is connected to from no"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
 def test_what_makes_no_sense_is_refused_in_one_line_before_anything_is_started(
     arguments: list[str], says: str
 ) -> None:
-    ended = loadgen(*arguments)
-    assert ended.returncode == 2
-    assert the_line(ended).startswith(f"loadgen: {says}")
+    ended = call(*arguments)
+    assert ended.code == 2
+    assert ended.line.startswith(f"loadgen: {says}")
 
 
 def test_an_unknown_option_is_a_usage_error() -> None:
-    ended = loadgen("--connectoins", "5")
-    assert ended.returncode == 2
-    assert ended.stdout == ""
-    assert "No such option" in ended.stderr
+    ended = call("--connectoins", "5")
+    assert ended.code == 2
+    assert ended.out == ""
+    assert "No such option" in ended.err
 
 
 def test_a_file_that_cannot_be_written_after_the_run_is_an_error_with_the_summary_printed(
-    tmp_path: Path, hostile: Callable[[Behaviour], Target]
+    tmp_path: Path, hostile: Callable[[Behaviour], Address]
 ) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -341,10 +258,10 @@ def test_a_file_that_cannot_be_written_after_the_run_is_an_error_with_the_summar
             return
 
     target = hostile(remove_the_folder)
-    ended = loadgen("-t", str(target), "-c", "1", "--json", str(folder / "run.json"))
-    assert ended.returncode == 1
-    assert ended.stdout.endswith("FAILED: 1 failed requests, 1 connections lost\n")
-    [line] = ended.stderr.splitlines()
+    ended = call("-t", str(target), "-c", "1", "--no-reconnect", "--json", str(folder / "run.json"))
+    assert ended.code == 1
+    assert ended.out.endswith("FAILED: 1 failed request, 1 connection lost\n")
+    [line] = ended.err.splitlines()
     assert line.startswith("loadgen: cannot write ")
     assert line.endswith(": No such file or directory")
 
@@ -359,16 +276,45 @@ def test_an_engine_that_fails_is_an_error_in_the_end() -> None:
 
 
 def test_the_version_is_that_of_the_package() -> None:
-    ended = loadgen("--version")
-    assert (ended.returncode, ended.stdout) == (0, f"loadgen {__version__}\n")
+    ended = call("--version")
+    assert (ended.code, ended.out) == (0, f"loadgen {__version__}\n")
 
 
-def test_the_help_names_every_option_and_exit_code() -> None:
-    ended = loadgen("--help", env={"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"})
-    assert ended.returncode == 0
-    for option in ("--conns", "--duration", "--target", "--payload", "--json", "--version"):
-        assert option in ended.stdout
-    assert "130" in ended.stdout
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_help_fits_the_terminal_and_names_every_option_and_exit_code(
+    columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", columns)
+    ended = call("--help")
+    assert ended.code == 0
+    assert max(map(len, ended.out.splitlines())) <= columns
+    for parameter in inspect.signature(cli.loadgen).parameters:
+        option = parameter.strip("_").replace("_", "-")
+        assert f"--{option} " in ended.out or f"--{option}," in ended.out
+    for exit_code in ("0 all replies right", "1 wrong", "2 usage", "4 no", "130 interrupted"):
+        assert exit_code in ended.out
+
+
+def test_without_a_number_of_workers_one_is_enough_for_few_connections(address: Target) -> None:
+    code, figures = measure("-t", str(address), "-c", "10", "-n", "20", "-w", "auto")
+    assert (code, figures["loader"]["workers"]) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("plan", "workers"),
+    [
+        (Plan(connections=49), 1),
+        (Plan(connections=100), 2),
+        (Plan(connections=5000), 7),
+        (Plan(connections=5000, active=120), 2),
+        (Plan(connections=5000, requests=3), 3),
+    ],
+)
+def test_as_many_workers_as_pay_on_the_cores_that_the_bundled_server_leaves(
+    monkeypatch: pytest.MonkeyPatch, plan: Plan, workers: int
+) -> None:
+    monkeypatch.setattr("loadgen.running.usable_cores", lambda: 8)
+    assert spare_workers(plan, embedded=True) == workers
 
 
 # Interrupted -----------------------------------------------------------------
@@ -380,6 +326,12 @@ def watch(person: int, for_what: bytes) -> None:
     while for_what not in seen:
         assert select.select([person], [], [], PATIENCE)[0], "nothing more is drawn"
         seen += os.read(person, 65536)
+
+
+def test_signals_mean_after_a_run_what_they_meant_before(address: Target) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    assert call("-t", str(address), "-c", "1", "-n", "1").code == 0
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -404,8 +356,9 @@ def test_an_interrupt_has_the_report_printed_and_every_process_gone(
     assert document["requests"]["verified"] == document["requests"]["sent"] > 0
 
 
+@pytest.mark.parametrize("loop", [[], ["--rate", "100"]], ids=["closed", "open"])
 def test_a_second_interrupt_ends_at_once_without_a_report(
-    hostile: Callable[[Behaviour], Target],
+    hostile: Callable[[Behaviour], Address], loop: list[str]
 ) -> None:
     asked = threading.Semaphore(0)
 
@@ -413,7 +366,7 @@ def test_a_second_interrupt_ends_at_once_without_a_report(
         for _ in peer.requests():
             asked.release()
 
-    with running("-t", str(hostile(only_ask)), "-c", "3", "-d", "10m") as process:
+    with running("-t", str(hostile(only_ask)), "-c", "3", "-d", "10m", *loop) as process:
         # Requests are in flight, so that the first interrupt has to wait for replies;
         # and the engine is held, so that it does not give them up meanwhile.
         assert all(asked.acquire(timeout=PATIENCE) for _ in range(3))

@@ -28,7 +28,8 @@ CONNECTING = tally_at(Phase.CONNECTING, 0.0, Counts(held=1234))
 MEASURING = tally_at(
     Phase.MEASURING, 12.0, Counts(held=5000, verified=1_200_000, on_time=1_200_000, wrong=2)
 )
-DONE = tally_at(Phase.DONE, 30.001, Counts(held=5000, verified=9, on_time=9, failed=3))
+WARMING = tally_at(Phase.WARMING, 0.0, Counts(held=5000))
+DONE = tally_at(Phase.DONE, 30.001, Counts(held=5000, verified=9, on_time=9, failed=2, timed_out=1))
 
 
 class Terminal:
@@ -39,8 +40,8 @@ class Terminal:
         self._program = program
 
     @contextlib.contextmanager
-    def drawing(self) -> Iterator[Callable[[Tally], None]]:
-        with contextlib.redirect_stderr(self._program), live_progress(PLAN) as draw:
+    def drawing(self, plan: Plan = PLAN) -> Iterator[Callable[[Tally], None]]:
+        with contextlib.redirect_stderr(self._program), live_progress(plan) as draw:
             yield draw
 
     def text(self) -> str:
@@ -69,6 +70,7 @@ def test_nothing_is_drawn_where_there_is_no_terminal(capsys: pytest.CaptureFixtu
     ("tally", "shown"),
     [
         (CONNECTING, ["connecting", "1,234 connections"]),
+        (WARMING, ["warming up", "30 s left, 0 requests/s, 0 bad"]),
         (MEASURING, ["measuring", "18 s left, 100,000 requests/s, 2 bad"]),
         (DONE, ["done", "0 s left, 0 requests/s, 3 bad"]),
     ],
@@ -78,6 +80,16 @@ def test_each_tally_is_drawn_in_one_line(term: Terminal, tally: Tally, shown: li
         draw(tally)
         [line] = screen(term.text())
     assert all(part in line for part in shown)
+    assert len(line) <= 80
+
+
+def test_a_run_of_so_many_requests_tells_how_many_are_left(term: Terminal) -> None:
+    # Its duration is a bound that nobody asked for.
+    plan = Plan(connections=5000, duration=24 * 3600.0, requests=2_000_000)
+    with term.drawing(plan) as draw:
+        draw(MEASURING)
+        [line] = screen(term.text())
+    assert "799,998 requests left, 100,000 requests/s, 2 bad" in line
     assert len(line) <= 80
 
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 
+import pytest
+
+from loadgen import verdict
 from loadgen.plan import Plan
+from loadgen.report import Run
 from loadgen.report.terminal import summary
 from loadgen.tally import Counts, Mismatch
 from loadgen.verdict import judge
@@ -13,46 +19,94 @@ from . import runs
 
 FINE = """\
 2 connections to 127.0.0.1:6789 (bundled server), 2.00 s measured
+closed loop
 
 connections 2 asked   2 held   0 failed   0 lost
 requests    8 sent
 replies     8 verified   0 wrong   0 failed   0 missing
 throughput  3 requests/s
+loader      1 worker 38 % of a core, 2.0 in flight
 
                 mean       p50       p90       p99     p99.9    p99.99       max
 latency      3.63 ms   3.00 ms   4.00 ms   10.0 ms   10.0 ms   10.0 ms   10.0 ms
 connect       600 us    500 us    700 us    700 us    700 us    700 us    700 us
 
+NOTE: in a closed loop nothing more is sent while the server stalls, so a stall
+counts once a connection; use --rate for the latency that users see
+
+OK: every reply verified"""
+
+OPEN_LOOP = """\
+2 connections to 127.0.0.1:6789, 1.00 s measured
+open loop, 1,000 requests/s, Poisson arrivals
+
+connections 2 asked   2 held   0 failed   0 lost
+requests    1,000 planned   990 sent   5 late   10 unsent
+replies     990 verified   0 wrong   0 failed   0 missing
+throughput  990 requests/s
+loader      1 worker 30 % of a core, 1.0 in flight, schedule lag p99 30.0 us
+
+                mean       p50       p90       p99     p99.9    p99.99       max
+latency      2.02 ms   2.00 ms   2.00 ms   2.00 ms   4.00 ms   4.00 ms   4.00 ms
+service      1.01 ms   1.00 ms   1.00 ms   1.00 ms   2.00 ms   2.00 ms   2.00 ms
+  server      950 us    900 us   1.00 ms   1.00 ms   1.00 ms   1.00 ms   1.00 ms
+  loader     15.0 us   10.0 us   20.0 us   20.0 us   20.0 us   20.0 us   20.0 us
+connect       600 us    500 us    700 us    700 us    700 us    700 us    700 us
+latency: since a request was due; service: since it was sent
+server, loader: until a reply was here, until it was read; 2 sampled
+
+OK: every reply verified"""
+
+RATE_MISSED = """\
+RATE MISSED: 500 of 1,000 requests/s were sent, 500 were not: all connections
+were waiting for replies; use more --conns, or the server is at its limit
+
+OK: every reply verified"""
+
+LOADER_BOUND = """\
+LOADER-BOUND: its worker used 97 % of a core; half of the replies waited 400 us
+for it after the server's 200 us: use fewer connections, a lower rate, or more
+machines
+
+NOTE: in a closed loop nothing more is sent while the server stalls, so a stall
+counts once a connection; use --rate for the latency that users see
+
 OK: every reply verified"""
 
 FAILED = """\
 2 connections to 127.0.0.1:6789, 1.00 s measured
+closed loop
 
 connections 2 asked   1 held   1 failed   1 lost
 requests    5 sent
 replies     2 verified   1 wrong   1 failed   1 missing
 throughput  2 requests/s
+loader      1 worker 0 % of a core, 0.0 in flight
 
                 mean       p50       p90       p99     p99.9    p99.99       max
 latency      1.50 ms   1.00 ms   2.00 ms   2.00 ms   2.00 ms   2.00 ms   2.00 ms
 connect       500 us    500 us    500 us    500 us    500 us    500 us    500 us
 
 errors
-          3  wrong reply
-          2  closed by the server
-          1  connect: Connection refused
+          3  wrong payload
+          2  EOF
+          1  connect: refused
 
-wrong replies, the first few (hex)
-  connection 2
-    sent      3030303033616263
-    expected  3030303033636261
-    got       3030303033616263
+wrong replies
+  connection 2: wrong payload
+    sent      "00003abc"
+    expected  "00003cba"
+    got       "00003abc"
 
-FAILED: 1 wrong replies, 1 failed requests, 1 requests without a reply, 1
-connections not made, 1 connections lost"""
+NOTE: in a closed loop nothing more is sent while the server stalls, so a stall
+counts once a connection; use --rate for the latency that users see
+
+FAILED: 1 wrong reply, 1 failed request, 1 request without a reply, 1 connection
+not made, 1 connection lost"""
 
 INTERRUPTED = """\
 2 connections to 127.0.0.1:6789 (bundled server), 0 s measured
+closed loop
 
 connections 2 asked   1 held   0 failed   0 lost
 requests    0 sent
@@ -70,6 +124,54 @@ def test_a_fine_run() -> None:
     assert summary(runs.fine()) == FINE
 
 
+def test_an_open_loop_tells_what_was_planned_and_counts_from_then() -> None:
+    assert summary(runs.open_loop()) == OPEN_LOOP
+
+
+def test_a_rate_that_was_missed_is_said_with_what_to_do() -> None:
+    assert summary(runs.rate_missed()).endswith(f"\n\n{RATE_MISSED}")
+
+
+def test_figures_of_the_loader_are_not_passed_off_as_the_server_s(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(verdict, "usable_cores", lambda: 2)
+    assert summary(runs.loader_bound()).endswith(f"\n\n{LOADER_BOUND}")
+
+
+@pytest.mark.parametrize("make", [runs.fine, runs.open_loop, runs.rate_missed, runs.loader_bound])
+def test_a_run_without_faults_has_less_than_thirty_lines(make: Callable[[], Run]) -> None:
+    assert len(summary(make()).splitlines()) < 30
+
+
+@pytest.mark.parametrize(
+    ("plan", "line"),
+    [
+        (Plan(pipeline=8, think=0.05), "closed loop, 8 in flight each, 50.0 ms between"),
+        (Plan(active=7, warmup=2.0), "closed loop, 7 active, 2.00 s warm-up before"),
+        (Plan(requests_per_connection=1000), "closed loop, 1,000 a connection"),
+        (Plan(rate=0.5), "open loop, 0.5 requests/s"),
+        (
+            Plan(duration=40.0, stages=((10.0, 10_000.0), (30.0, 50_000.0))),
+            "open loop, 0/s to 10,000/s in 10.0 s, 50,000/s in 30.0 s",
+        ),
+    ],
+)
+def test_the_second_line_says_what_was_done(plan: Plan, line: str) -> None:
+    assert summary(runs.finished(runs.snapshots(Counts(held=50)), plan)).splitlines()[1] == line
+
+
+def test_several_workers_are_told_with_the_share_of_each() -> None:
+    run = runs.finished(runs.fine().tally, workers=2)
+    assert "loader      2 workers, each 19 % of a core, 2.0 in flight\n" in summary(run)
+
+
+def test_replacements_are_told_where_there_were_any() -> None:
+    counts = Counts(held=2, sent=5, verified=5, reconnected=3)
+    text = summary(runs.finished(runs.snapshots(counts)))
+    assert "2 held   0 failed   0 lost   3 replaced\n" in text
+
+
 def test_a_failed_run_names_its_errors_and_shows_wrong_replies() -> None:
     assert summary(runs.failed()) == FAILED
 
@@ -78,15 +180,44 @@ def test_an_interrupted_run_reports_what_there_is() -> None:
     assert summary(runs.interrupted_while_connecting()) == INTERRUPTED
 
 
+def shown(sent: bytes, expected: bytes, got: bytes, number: int = 1) -> str:
+    mismatches = [Mismatch(n, "wrong payload", sent, expected, got) for n in range(1, number + 1)]
+    return summary(runs.finished(runs.snapshots(Counts(held=1, wrong=1), mismatches=mismatches)))
+
+
 def test_long_frames_are_shown_by_their_beginning() -> None:
-    mismatch = Mismatch(1, b"x" * 20, b"y" * 21, b"z" * 100_004)
-    text = summary(runs.finished(runs.snapshots(Counts(held=1, wrong=1), mismatches=[mismatch])))
+    text = shown(b"x" * 36, b"y" * 38, b"z" * 100_004)
+    assert f'    sent      "{"x" * 36}"\n' in text
+    assert f'    expected  "{"y" * 36}"... and 2 more bytes\n' in text
+    assert f'    got       "{"z" * 36}"... and 99,968 more bytes\n' in text
+
+
+def test_frames_that_are_no_text_are_shown_in_hex_all_three() -> None:
+    text = shown(b"x" * 20, b"y" * 22, b"\xff" * 100_004)
+    assert "  connection 1: wrong payload (hex)\n" in text
     assert "    sent      " + "78" * 20 + "\n" in text
-    assert "    expected  " + "79" * 20 + "... and 1 bytes more\n" in text
-    assert "    got       " + "7a" * 20 + "... and 99,984 bytes more\n" in text
+    assert "    expected  " + "79" * 20 + "... and 2 more bytes\n" in text
+    assert "    got       " + "ff" * 20 + "... and 99,984 more bytes\n" in text
 
 
-def test_no_line_is_wider_than_80_columns_whatever_the_figures() -> None:
+def test_a_reply_that_nobody_asked_for_was_no_reply_to_anything() -> None:
+    text = shown(b"", b"", b"00003abc")
+    assert "    sent      nothing\n    expected  nothing\n" in text
+    assert '    got       "00003abc"\n' in text
+
+
+def test_of_many_wrong_replies_the_first_few_are_shown() -> None:
+    text = shown(b"a", b"b", b"c", number=10)
+    assert "wrong replies, the first 3\n" in text
+    assert "connection 3:" in text
+    assert "connection 4:" not in text
+
+
+@pytest.mark.parametrize("rate", [None, 1e6], ids=["closed", "open"])
+@pytest.mark.parametrize("byte", [b"y", b"\xff"], ids=["text", "hex"])
+def test_no_line_is_wider_than_80_columns_whatever_the_figures(
+    rate: float | None, byte: bytes
+) -> None:
     many = 234_567_890
     counts = Counts(
         held=25_000,
@@ -98,13 +229,22 @@ def test_no_line_is_wider_than_80_columns_whatever_the_figures() -> None:
         wrong=25_000,
         failed=25_000,
         timed_out=25_000,
+        unsent=many if rate else 0,
+        late=many if rate else 0,
+        reconnected=25_000,
+        service=runs.recorded(123) if rate else Counter(),
+        wait=runs.recorded(999_949_999),
+        lag=runs.recorded(999_949_999) if rate else Counter(),
+        in_flight_seconds=234_567.0,
+        cpu_seconds=1.0,
         latency=runs.recorded(123, 12_345, 1_234_567, 999_949_999, 123_456_789_012),
         connect=runs.recorded(99_999),
     )
     counts.errors["connect: Address family not supported by protocol"] = 25_000
-    mismatch = Mismatch(25_000, b"99999" + b"x" * 99_999, b"y" * 100_004, b"z" * 65_536)
+    mismatch = Mismatch(25_000, "wrong payload", b"99999", byte * 100_004, b"z" * 65_536)
     run = runs.finished(runs.snapshots(counts, mismatches=[mismatch] * 10))
-    run = replace(run, plan=Plan(connections=25_000), verdict=judge(counts, interrupted=True))
+    plan = Plan(connections=25_000, rate=rate)
+    run = replace(run, plan=plan, verdict=judge(counts, interrupted=True))
     lines = summary(run).splitlines()
     assert max(map(len, lines)) <= 80
-    assert "INTERRUPTED: 25,000 wrong replies" in lines[-2]
+    assert lines[-2].startswith("INTERRUPTED: 25,000 wrong replies")

@@ -126,7 +126,9 @@ def test_a_long_run_keeps_the_counts_of_few_seconds_and_the_figures_of_all() -> 
 
 
 def test_only_the_first_mismatches_are_kept() -> None:
-    mismatches = [Mismatch(n, b"sent", b"expected", b"got") for n in range(MISMATCHES_KEPT + 4)]
+    mismatches = [
+        Mismatch(n, "EOF", b"sent", b"expected", b"got") for n in range(MISMATCHES_KEPT + 4)
+    ]
     tally = Tally()
     for start in range(0, len(mismatches), 4):
         counts, some = Counts(wrong=4), mismatches[start : start + 4]

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import Any
+
 import pytest
 
-from loadgen.tally import Counts
-from loadgen.verdict import Verdict, judge
+from loadgen import verdict
+from loadgen.plan import Plan
+from loadgen.tally import Counts, Tally
+from loadgen.verdict import Verdict, examine, judge, notes
+
+from .runs import MS, recorded, snapshots
 
 
 def fine(**faults: int) -> Counts:
@@ -37,10 +44,29 @@ def test_a_single_fault_fails_the_run_and_is_named(name: str, text: str) -> None
 def test_all_faults_are_named() -> None:
     counts = fine(wrong=1, failed=2, timed_out=3, failed_to_connect=4, lost=5)
     assert judge(counts, interrupted=False) == Verdict(
-        "FAILED: 1 wrong replies, 2 failed requests, 3 requests without a reply, "
+        "FAILED: 1 wrong reply, 2 failed requests, 3 requests without a reply, "
         "4 connections not made, 5 connections lost",
         1,
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("wrong", "1 wrong reply"),
+        ("failed", "1 failed request"),
+        ("timed_out", "1 request without a reply"),
+        ("failed_to_connect", "1 connection not made"),
+        ("lost", "1 connection lost"),
+    ],
+)
+def test_one_fault_is_named_in_the_singular(name: str, text: str) -> None:
+    assert judge(fine(**{name: 1}), interrupted=False).text == f"FAILED: {text}"
+
+
+def test_a_run_that_sent_nothing_has_verified_nothing() -> None:
+    verdict = Verdict("FAILED: no request was sent in the measured time", 1)
+    assert judge(Counts(held=2), interrupted=False) == verdict
 
 
 def test_without_any_connection_that_is_the_verdict() -> None:
@@ -59,3 +85,110 @@ def test_without_any_connection_that_is_the_verdict() -> None:
 )
 def test_an_interrupted_run_says_so_and_what_it_found(counts: Counts, text: str) -> None:
     assert judge(counts, interrupted=True) == Verdict(text, 130)
+
+
+# Whose figures these are -------------------------------------------------------
+
+
+def measured(cpu: float, *, served: int = 200_000, waited: int = 400_000, **more: Any) -> Tally:
+    """A second in which a worker used so much of a core and replies waited so long for it."""
+    counts = Counts(
+        held=50,
+        sent=100,
+        verified=100,
+        on_time=100,
+        latency=recorded(*[served + waited] * 100),
+        server=recorded(served),
+        wait=recorded(waited),
+        cpu_seconds=cpu,
+    )
+    for name, value in more.items():
+        setattr(counts, name, value)
+    return snapshots(counts)
+
+
+@pytest.fixture(autouse=True)
+def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verdict, "usable_cores", lambda: 2)
+
+
+def test_where_nothing_was_measured_nobody_is_the_bottleneck() -> None:
+    loader = examine(snapshots(Counts(held=1)), 1)
+    assert (loader.bound, loader.reason, loader.cpu_percent) == (None, None, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("tally", "bound"),
+    [
+        (measured(0.5), False),
+        (measured(0.95), True),
+        (measured(0.95, waited=100_000), False),
+        (measured(0.95, waited=100_000, lag=recorded(2 * MS)), True),
+        (measured(0.5, lag=recorded(2 * MS)), False),
+        (measured(0.5, lag=recorded(20 * MS)), True),
+        (measured(0.92, wait=Counter()), False),
+        (measured(0.97, wait=Counter()), True),
+    ],
+    ids=[
+        "idle",
+        "busy and waited for",
+        "busy and the server slower",
+        "busy and late",
+        "idle and a little late",
+        "idle and very late",
+        "busy without samples",
+        "very busy without samples",
+    ],
+)
+def test_the_loader_is_the_bottleneck_if_it_is_busy_and_replies_wait_for_it(
+    tally: Tally, bound: bool
+) -> None:
+    loader = examine(tally, 1)
+    assert (loader.bound, loader.reason is not None) == (bound, bound)
+
+
+@pytest.mark.parametrize(
+    ("cores", "advice"),
+    [(2, "more machines"), (4, "use --workers 2 of the 4 cores"), (16, "use --workers 2 of")],
+)
+def test_more_workers_are_advised_only_where_there_are_cores(
+    monkeypatch: pytest.MonkeyPatch, cores: int, advice: str
+) -> None:
+    monkeypatch.setattr(verdict, "usable_cores", lambda: cores)
+    assert advice in str(examine(measured(0.95), 1).reason)
+
+
+def test_the_share_of_a_core_is_that_of_each_worker() -> None:
+    assert examine(measured(1.0), 2).cpu_percent == pytest.approx(50.0)
+
+
+def test_figures_that_do_not_fit_together_are_said_to() -> None:
+    # A hundred requests a second of 600 ms each are 60 in flight.
+    tally = measured(0.1, served=600 * MS, waited=0, in_flight_seconds=30.0)
+    loader = examine(tally, 1)
+    assert not loader.obeys_little
+    assert loader.rate_times_latency == pytest.approx(60.0, rel=1e-3)
+    assert labels(Plan(rate=100.0), tally) == ["LITTLE'S LAW"]
+    fitting = measured(0.1, served=600 * MS, waited=0, in_flight_seconds=55.0)
+    assert labels(Plan(rate=100.0), fitting) == []
+
+
+def labels(plan: Plan, tally: Tally) -> list[str]:
+    return [note.partition(":")[0] for note in notes(plan, tally, examine(tally, 1))]
+
+
+def test_the_gravest_is_said_first() -> None:
+    tally = measured(0.95, unsent=100)
+    assert labels(Plan(rate=200.0), tally) == ["RATE MISSED", "LOADER-BOUND"]
+    [missed, _] = notes(Plan(rate=200.0), tally, examine(tally, 1))
+    assert missed.endswith("the loader did not keep up")
+
+
+def test_a_rate_is_missed_from_one_request_in_a_hundred_on() -> None:
+    assert labels(Plan(rate=101.0), measured(0.1, unsent=1)) == []
+    assert labels(Plan(rate=102.0), measured(0.1, unsent=2)) == ["RATE MISSED"]
+
+
+def test_a_closed_loop_says_what_it_cannot_see() -> None:
+    assert labels(Plan(), measured(0.1)) == ["NOTE"]
+    assert labels(Plan(), snapshots(Counts(held=1))) == []
