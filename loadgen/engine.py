@@ -132,9 +132,9 @@ class Engine:
         self._poller.register(self._control_fd, READ)
         try:
             self._connect()
-            if self._load.connections and not self._stopped:
+            if not (self._load.is_over or self._stopped):
                 self._await_start()
-            if not self._stopped and self._load.connections:
+            if not (self._load.is_over or self._stopped):
                 self._measure()
                 self._drain()
         finally:

@@ -100,6 +100,7 @@ class Load:
         self.due = NEVER
         self.sending = False
         self.measuring = False
+        self._over = False  # nothing is sent any more, nor replaced
         self._taken = 0  # messages of requests that were answered or failed before ``forget``
         self._carried = (0, 0)  # bytes of those in flight then, and of their replies
         self._missing_bytes = 0  # of replies that did not come, or not as expected
@@ -117,7 +118,8 @@ class Load:
         """Send what is due by a moment."""
         # A connection stands here for each further request that it may take now.
         self.free: deque[Connection] = deque()
-        self._left = NEVER if plan.requests is None else plan.requests
+        self._bound = NEVER if plan.requests is None else plan.requests
+        self._left = NEVER if plan.warmup else self._bound
         self._limit = plan.requests_per_connection or NEVER
         self._timeout = int(plan.timeout * 1e9)
         self._scanned: list[Connection] = []
@@ -143,6 +145,7 @@ class Load:
     def stop_sending(self, end: int) -> None:
         """Send nothing more; what was due before ``end`` counts as unsent."""
         self.sending = False
+        self._over = True
         counts = self._recorder.counts
         if self._schedule is not None:
             if self.arrival < end:
@@ -163,6 +166,7 @@ class Load:
             sum(len(message.expected) for message in outstanding),
         )
         self._missing_bytes = self._any_bytes = 0
+        self._left = max(0, self._bound - self.in_flight)
 
     def time_out(self) -> None:
         """Give up waiting for the replies that have not come by the end."""
@@ -516,7 +520,7 @@ class Load:
         counts.errors[kind] += 1
         counts.lost += 1
         self._drop(connection)
-        if self._plan.reconnect and self.sending:
+        if self._plan.reconnect and not self._over:
             # One that has served is replaced at once. The plain loop counts no
             # replies, but only a reply is followed by a request that was due before.
             served = connection.replies or (self.is_plain and connection.sent != connection.due)
@@ -526,7 +530,8 @@ class Load:
     def _give_back(self, connection: Connection) -> None:
         """End a connection that has had all its requests, and make a new one."""
         self._end(connection)
-        self._redial_later(connection.number, connection.sends, self._clock())
+        if self._left:
+            self._redial_later(connection.number, connection.sends, self._clock())
 
     def _drop(self, connection: Connection) -> None:
         """End a connection with the requests in flight on it, which are counted already."""

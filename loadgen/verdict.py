@@ -123,15 +123,17 @@ def _reason(tally: Tally, cpu: float, workers: int) -> str | None:
     wait, server, lag = Histogram(counts.wait), Histogram(counts.server), Histogram(counts.lag)
     late = lag.percentile(99) if lag else 0
     if cpu < BUSY:
+        # Replies may wait all the same: where server and worker take turns, whole
+        # batches wait for each other. But what is due by the clock has to be seen.
         if late < 10 * NOTICEABLE_LAG:
             return None
         return (
             f"one request in a hundred was noticed {_time(late)} late though the workers had time: "
-            "something else takes the processor; give it a core of its own"
+            "something else takes the processor; give them a core of their own"
         )
+    waited, served = wait.percentile(50), server.percentile(50)
     busy = f"{'its worker' if workers == 1 else 'each worker'} used {cpu:.0f} % of a core"
     if wait:
-        waited, served = wait.percentile(50), server.percentile(50)
         if waited < served and late < NOTICEABLE_LAG:
             return None
         where = (

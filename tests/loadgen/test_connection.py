@@ -15,7 +15,7 @@ from loadgen.connection import Connection, Request, kind_of_error, kind_of_fault
 from loadgen.traffic import Message, messages
 
 FIRST, SECOND, THIRD = messages([b"abc", b"de", b"f"], "reverse")
-ANY = Message(b"00003abc", None)
+ANY = Message(b"00003abc", b"")
 
 
 class NoSocket:

@@ -274,6 +274,12 @@ def test_a_connection_is_replaced_after_its_requests() -> None:
     assert counts.reconnected == len(world.sockets) - 1
 
 
+def test_a_connection_whose_requests_were_the_last_is_not_replaced() -> None:
+    world = World()
+    counts = run(world, duration=10, requests=30, requests_per_connection=10).counts
+    assert (len(world.sockets), counts.reconnected) == (3, 2)
+
+
 def test_churn_with_several_in_flight_sends_no_more_than_allowed() -> None:
     world = World()
     run(world, connections=2, duration=0.1, requests_per_connection=5, pipeline=3)
@@ -400,6 +406,11 @@ def test_warming_up_is_a_phase_of_its_own() -> None:
     assert all(not each.counts.sent for each in snapshots if each.phase is Phase.WARMING)
 
 
+def test_a_number_of_requests_counts_from_the_end_of_the_warm_up() -> None:
+    counts = run(World(), connections=2, warmup=0.05, duration=10, requests=50).counts
+    assert (counts.sent, counts.verified, counts.unsent) == (50, 50, 0)
+
+
 def test_stopping_while_warming_up_measures_nothing() -> None:
     world = World()
     world.at(30 * MS, world.stop)
@@ -491,6 +502,17 @@ def test_nothing_is_sent_before_the_word_to_start() -> None:
     world.at(500 * MS, say)
     run(world, duration=0.01)
     assert world.sent_at[0] == 507 * MS
+
+
+def test_connections_lost_before_the_start_are_replaced_after_it() -> None:
+    world = World()
+    world.control.start = None
+    for number in range(2):
+        world.at(300 * MS, lambda number=number: world.sockets[number].close_by_server(after=0))  # type: ignore[misc]
+    world.at(500 * MS, lambda: setattr(world.control, "start", 0))
+    counts = run(world, connections=2, duration=0.1, reconnect=True).counts
+    assert (counts.lost, counts.held, counts.reconnected) == (2, 2, 2)
+    assert counts.verified > 0
 
 
 def test_a_connection_lost_before_the_start_is_told() -> None:

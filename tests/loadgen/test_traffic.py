@@ -363,7 +363,7 @@ def test_what_is_no_row_of_frames_is_refused(text: bytes, says: str) -> None:
     ("expect", "reply"),
     [("reverse", b"00003cba"), ("echo", b"00003abc"), ("none", b"")],
 )
-def test_a_reply_that_is_known_by_name(expect: str, reply: bytes | None) -> None:
+def test_a_reply_that_is_known_by_name(expect: str, reply: bytes) -> None:
     assert messages([b"abc"], expect) == (Message(b"00003abc", reply),)
 
 
