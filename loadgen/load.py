@@ -476,13 +476,17 @@ class Load:
         self, connection: Connection, decoder: FrameDecoder, data: bytes, now: int
     ) -> None:
         payloads = decoder.feed(data)
-        for payload in payloads:
-            connection.take_apart()
-            if connection.in_flight <= len(connection.unsent):
-                self._reject(connection, UNEXPECTED_BYTES, b"", data)
-                return
-            self._any_bytes += len(b"00000") + len(payload)
-            self.record(connection, now)
+        replies = len(payloads)
+        asked = connection.in_flight - len(connection.unsent)
+        self._any_bytes += len(b"00000") * min(replies, asked) + sum(map(len, payloads[:asked]))
+        left = min(replies, asked)
+        while left:
+            if len(connection.parts) > left:
+                connection.take_apart()
+            left -= self.record(connection, now)
+        if replies > asked:
+            self._reject(connection, UNEXPECTED_BYTES, b"", data)
+            return
         if decoder.error is not None:
             fault = BAD_HEADER if connection.in_flight else UNEXPECTED_BYTES
             self._reject(connection, fault, b"", data)
