@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from loadgen.histogram import Histogram
@@ -15,11 +16,10 @@ from nbnet.notation import format_duration as _time
 _PERCENTILES: Final = (50, 90, 99, 99.9, 99.99)
 _WIDTH: Final = 80
 _LABEL: Final = 12
-_SHOWN_BYTES: Final = 20
-"""Bytes of a frame shown of a wrong reply in hex, where it is no text."""
-_SHOWN_TEXT: Final = 36
-_SHOWN_REPLIES: Final = 3
-"""Wrong replies shown; a JSON report has some more."""
+_SENT_BYTES: Final = 8
+"""Bytes shown of the request whose reply was wrong; a JSON report has all of it."""
+_REPLY_BYTES: Final = 7
+"""Bytes shown of that reply, and of the right one, from where they differ."""
 
 
 def summary(run: Run) -> str:
@@ -61,11 +61,7 @@ def summary(run: Run) -> str:
         lines += ["", "errors"]
         lines += [f"  {number:>9,}  {kind}" for kind, number in counts.errors.most_common()]
     if tally.mismatches:
-        shown = tally.mismatches[:_SHOWN_REPLIES]
-        first = f", the first {len(shown)}" if len(tally.mismatches) > len(shown) else ""
-        lines += ["", f"wrong replies{first}"]
-        for mismatch in shown:
-            lines += _wrong_reply(mismatch)
+        lines += ["", *_wrong_replies(tally.mismatches)]
     for note in run.notes:
         lines += ["", *textwrap.wrap(note, _WIDTH)]
     return "\n".join([*lines, "", *textwrap.wrap(run.verdict.text, _WIDTH)])
@@ -154,28 +150,33 @@ def _table(*rows: tuple[str, Histogram]) -> list[str]:
     return [f"{row[0]:<10}" + "".join(f"{cell:>10}" for cell in row[1:]) for row in table]
 
 
-def _wrong_reply(mismatch: Mismatch) -> list[str]:
-    """A wrong reply beside what it should be: as text if all of it is, else in hex."""
-    rows = [
-        ("sent", mismatch.sent),
-        ("expected", mismatch.expected),
-        ("got", mismatch.got),
+def _wrong_replies(mismatches: Sequence[Mismatch]) -> list[str]:
+    """Each in a line: how the request begins, and the reply from where it differs."""
+    head = "wrong replies, in hex: how the request begins, and the reply from where it differs"
+    lines = [
+        *textwrap.wrap(head, _WIDTH),
+        _mismatch("conn", "", "byte", "sent", "expected", "got"),
     ]
-    is_text = all(data.isascii() and data.decode("ascii").isprintable() for _, data in rows)
-    show = _text if is_text else _hex
-    return [
-        f"  connection {mismatch.connection}: {mismatch.kind}" + ("" if is_text else " (hex)"),
-        *(f"    {name:<10}{show(data) if data else 'nothing'}" for name, data in rows),
-    ]
+    for mismatch in mismatches:
+        pairs = zip(mismatch.expected, mismatch.got, strict=False)
+        same = itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)
+        at = sum(1 for _ in same)
+        lines.append(
+            _mismatch(
+                str(mismatch.connection),
+                mismatch.kind,
+                str(at),
+                _hex(mismatch.sent, _SENT_BYTES),
+                _hex(mismatch.expected[at:], _REPLY_BYTES),
+                _hex(mismatch.got[at:], _REPLY_BYTES),
+            )
+        )
+    return lines
 
 
-def _text(data: bytes) -> str:
-    return f'"{data[:_SHOWN_TEXT].decode("ascii")}"' + _more(len(data) - _SHOWN_TEXT)
+def _mismatch(connection: str, kind: str, at: str, sent: str, expected: str, got: str) -> str:
+    return f"{connection:>6} {kind:<16} {at:>5}  {sent:<16}  {expected:<14}  {got}"
 
 
-def _hex(data: bytes) -> str:
-    return data[:_SHOWN_BYTES].hex() + _more(len(data) - _SHOWN_BYTES)
-
-
-def _more(left: int) -> str:
-    return f"... and {left:,} more bytes" if left > 0 else ""
+def _hex(data: bytes, shown: int) -> str:
+    return data[:shown].hex() or "-"
