@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import FrameType
-from typing import Final
+from typing import Final, TypeVar
 
 from loadgen import preflight
 from loadgen.embedded import embedded_server
@@ -22,6 +22,8 @@ from loadgen.workers import Workers
 from nbnet.command import CommandError
 from nbnet.machine import usable_cores
 from nbnet.notation import Address
+
+T = TypeVar("T")
 
 CONNECTIONS_A_WORKER: Final = 50
 """Fewer are not worth a further process."""
@@ -44,7 +46,7 @@ class Site:
     tls: TlsPlan | None = None
 
 
-def run(plan: Plan, site: Site, report: Callable[[Run], int]) -> int:
+def run(plan: Plan, site: Site, report: Callable[[Run], T]) -> T:
     """Run a plan and give what ``report`` makes of it.
 
     The first SIGINT or SIGTERM ends it early, with a report; the second at once.
