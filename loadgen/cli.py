@@ -33,7 +33,7 @@ _LIMITS = "Connections and limits"
 _TLS = "TLS"
 
 T = TypeVar("T")
-app = make_app(subcommand_metavar="")
+app = make_app(subcommand_metavar="[COMMAND]")
 
 
 class Arrivals(StrEnum):
@@ -50,6 +50,7 @@ def main() -> None:
 
 @app.callback(invoke_without_command=True)
 def loadgen(
+    ctx: typer.Context,
     conns: Annotated[
         str,
         typer.Option(
@@ -340,6 +341,8 @@ def loadgen(
 
     loadgen --target 10.0.0.7:6789 --rate 20k --arrivals poisson --payload-unique
     """
+    if ctx.invoked_subcommand is not None:
+        return
     try:
         traffic = _traffic(payload, payload_size, payload_file, payload_unique, expect)
         count = _optional("--requests", parse_count, requests)
@@ -375,6 +378,10 @@ def loadgen(
             sources=tuple(source or ()),
             tls=_tls(server, tls_ca, tls_cert, tls_key, tls_server_name),
         )
+        if ctx.obj is not None:
+            # A command that is about a load has it described, and carries it out itself.
+            ctx.obj(plan, site)
+            return
         if json is not None:
             _check_writable(json)
         code = run(plan, site, lambda finished: _report(finished, json))

@@ -141,9 +141,7 @@ def test_wrong_replies_are_counted_exactly_and_shown(
     ended = call("-t", str(hostile(wrong_at(10, b"00003cbX"))), "-c", "5", "--no-reconnect")
     assert (ended.code, ended.err) == (1, "")
     assert "replies     45 verified   5 wrong   0 failed   0 missing" in ended.out
-    assert '    sent      "00003abc"\n' in ended.out
-    assert '    expected  "00003cba"\n' in ended.out
-    assert '    got       "00003cbX"\n' in ended.out
+    assert "wrong payload        7  3030303033616263  61              58\n" in ended.out
     assert ended.out.endswith("FAILED: 5 wrong replies, 5 connections lost\n")
 
 
@@ -288,7 +286,7 @@ def test_the_help_fits_the_terminal_and_names_every_option_and_exit_code(
     ended = call("--help")
     assert ended.code == 0
     assert max(map(len, ended.out.splitlines())) <= columns
-    for parameter in inspect.signature(cli.loadgen).parameters:
+    for parameter in inspect.signature(cli.loadgen).parameters.keys() - {"ctx"}:
         option = parameter.strip("_").replace("_", "-")
         assert f"--{option} " in ended.out or f"--{option}," in ended.out
     for exit_code in ("0 all replies right", "1 wrong", "2 usage", "4 no", "130 interrupted"):

@@ -1,0 +1,43 @@
+"""The commands beside the main one: ``loadgen compare``, ``capacity``, ``chaos``.
+
+Each is about loads, and takes the options of the main command beside its own;
+``load_of`` reads them. What a command does stands in the module of its name one
+level up and knows nothing of command lines: here are options, files and words.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from loadgen.plan import Plan
+from loadgen.running import Site
+
+TAKES_LOADS: Final[dict[str, Any]] = {"allow_extra_args": True, "ignore_unknown_options": True}
+"""Settings of a command that passes on what it does not know to ``load_of``."""
+
+
+def load_of(arguments: list[str]) -> tuple[Plan, Site]:
+    """The load that options of the main command describe, and where it is carried out.
+
+    Raises:
+        CommandError, click.UsageError: they describe none.
+
+    >>> plan, site = load_of(["--conns", "100", "--rate", "20k"])
+    >>> plan.connections, plan.rate, site.target
+    (100, 20000.0, None)
+    """
+    import typer
+
+    from loadgen.cli import app
+
+    loads: list[tuple[Plan, Site]] = []
+    command = typer.main.get_command(app)
+    command.main(
+        arguments,
+        prog_name="loadgen",
+        standalone_mode=False,
+        obj=lambda plan, site: loads.append((plan, site)),
+    )
+    if not loads:  # --help or --version was among them, and is answered
+        raise typer.Exit
+    return loads[0]
