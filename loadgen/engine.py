@@ -9,31 +9,30 @@ The rules:
 
 * every reply is compared byte for byte with the expected one, however the
   stream was cut; a connection that answers wrongly is out of step and closed;
-* in the plain closed loop (``_pump_plain``) a request costs a read, a look at
+* in the plain closed loop (``pump_plain``) a request costs a read, a look at
   the clock and a send; all else follows from the latencies it collects. The
-  plain open loop (``_pump_open``) adds what is due by the clock. Any other load
-  goes through ``_pump``, in which everything is a call;
+  plain open loop (``pump_open``) adds what is due by the clock. Any other load
+  goes through ``pump``, in which everything is a call;
 * whatever is due is sent between any two events, not only between batches;
 * nothing a server does keeps the engine longer than its deadlines.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final, Protocol
 
-from loadgen.connection import NEVER, kind_of_error
-from loadgen.load import LATE, Load
+from loadgen.connection import NEVER
+from loadgen.load import Load
 from loadgen.opening import Dialer
 from loadgen.plan import Plan
-from loadgen.recording import FOLD_AT, Recorder
+from loadgen.pumps import MAX_EVENTS, pump, pump_open, pump_plain
+from loadgen.recording import Recorder
 from loadgen.schedule import Schedule
 from loadgen.tally import Counts, Phase, Snapshot
 from loadgen.traffic import Pool
 from nbnet.pollers import READ, Poller
 
-MAX_EVENTS: Final = 8192
-"""Events taken in one batch."""
 READ_SIZE: Final = 64 * 1024
 """Bytes asked of the kernel at most in one read."""
 CONNECTING_AT_ONCE: Final = 512
@@ -52,8 +51,6 @@ MOST_SHARES: Final = 12
 SURPLUS_WAIT: Final = 20_000_000
 """Nanoseconds, beside the longest latency, in which replies that nobody asked
 for may come after the last one that was."""
-SPIN: Final = 20_000
-"""Nanoseconds for which it does not pay to have the kernel wait."""
 
 
 class Control(Protocol):
@@ -82,6 +79,8 @@ class Engine:
         cpu_clock: nanoseconds of processor time used by this process.
         control: tells to start and to stop.
         emit: takes the snapshots, several a second; the last is ``DONE``.
+
+    Attributes without an underscore are what the loops in ``pumps`` work with.
     """
 
     def __init__(
@@ -99,56 +98,56 @@ class Engine:
         emit: Callable[[Snapshot], None],
     ) -> None:
         self._plan = plan
-        self._pool = pool
-        self._poller = poller
-        self._wait = wait
-        self._clock = clock
+        self.pool = pool
+        self.poller = poller
+        self.wait = wait
+        self.clock = clock
         self._cpu_clock = cpu_clock
         self._control = control
         self._control_fd = control.fileno()
         self._emit = emit
-        self._recorder = Recorder(open_loop=plan.is_open_loop)
-        self._load = Load(
-            plan, pool, schedule, self._recorder, dialer=dialer, poller=poller, clock=clock
+        self.recorder = Recorder(open_loop=plan.is_open_loop)
+        self.load = Load(
+            plan, pool, schedule, self.recorder, dialer=dialer, poller=poller, clock=clock
         )
         # One byte more than expected, to see what a server sends too much.
         wanted = READ_SIZE if pool.any_reply else plan.pipeline * pool.longest_reply + 1
-        self._read_size = max(dialer.read_size, min(wanted, READ_SIZE))
+        self.read_size = max(dialer.read_size, min(wanted, READ_SIZE))
         self._phase = Phase.CONNECTING
         self._start: int | None = None  # as the control says
-        self._stopped = False  # by the control
+        self.stopped = False  # by the control
         self._started = 0  # when measuring began
-        self._end = NEVER  # when it is to end
+        self.end = NEVER  # when it is to end
         self._until = 0  # up to when the next snapshot counts, as planned
         self._elapsed = 0.0  # seconds measured, once that is over
         self._next_report = 0
-        self._next_look = 0
+        self.next_look = 0
         self._watched = 0  # up to when requests in flight are integrated
         looks = int(plan.timeout * 1e9) // (LOOKS_A_TIMEOUT * LOOK_EVERY)
         self._shares = max(1, min(looks, MOST_SHARES))
 
     def run(self) -> None:
         """Connect, measure for the plan's duration, wait for late replies; report all along."""
-        self._poller.register(self._control_fd, READ)
+        self.poller.register(self._control_fd, READ)
         try:
             self._connect()
-            if not (self._load.is_over or self._stopped):
+            if not (self.load.is_over or self.stopped):
                 self._await_start()
-            if not (self._load.is_over or self._stopped):
+            if not (self.load.is_over or self.stopped):
                 self._measure()
                 self._drain()
         finally:
             self._phase = Phase.DONE
-            self._load.close_all()
-            if not self._stopped:
-                self._poller.unregister(self._control_fd)
+            self.load.close_all()
+            if not self.stopped:
+                self.poller.unregister(self._control_fd)
         self._report(self._elapsed)
 
     # Connecting -----------------------------------------------------------------
 
     def _connect(self) -> None:
         """Open the plan's connections, a few hundred at a time."""
-        plan, clock, opener = self._plan, self._clock, self._load.opener
+        plan, clock, opener = self._plan, self.clock, self.load.opener
         senders = plan.senders
         begun_at = now = clock()
         deadline = now + int(plan.connect_seconds * 1e9)
@@ -156,7 +155,7 @@ class Engine:
         next_report = now + SNAPSHOT_EVERY
         asked = 0
         due = now  # when the next one may be begun
-        while (asked < plan.connections or opener) and not self._stopped:
+        while (asked < plan.connections or opener) and not self.stopped:
             while asked < plan.connections and len(opener) < CONNECTING_AT_ONCE and due <= now:
                 if not opener.begin(asked + 1, sends=asked < senders):
                     due = now + TRY_AGAIN
@@ -173,16 +172,16 @@ class Engine:
             self._handle_events(min(deadline, next_report, due if begins else NEVER) - now)
             now = clock()
         left = opener.abandon() + plan.connections - asked
-        if left and not self._stopped:
+        if left and not self.stopped:
             # Not made, or not even begun, within the time that all of them had.
-            self._load.count_timed_out_connects(left)
+            self.load.count_timed_out_connects(left)
 
     def _await_start(self) -> None:
         """Wait for the moment at which all workers start."""
         self._phase = Phase.READY
         self._report(0.0)
-        while not self._stopped:
-            now = self._clock()
+        while not self.stopped:
+            now = self.clock()
             if self._start is not None and now >= self._start:
                 return
             self._handle_events(
@@ -193,242 +192,45 @@ class Engine:
 
     def _measure(self) -> None:
         """Send and verify until the time is over, the control says so, or nothing is left."""
-        load, recorder, clock = self._load, self._recorder, self._clock
-        pump = self._pump
+        load, recorder, clock = self.load, self.recorder, self.clock
+        run = pump
         if load.is_plain:
-            pump = self._pump_plain
+            run = pump_plain
         elif load.is_open_plain:
-            pump = self._pump_open
+            run = pump_open
         now = clock()
-        self._next_look = now + LOOK_EVERY
+        self.next_look = now + LOOK_EVERY
         if self._plan.warmup:
             self._phase = Phase.WARMING
             self._next_report = now + SNAPSHOT_EVERY
             load.start(now)
             load.close_ended()
-            pump(now + int(self._plan.warmup * 1e9))
+            run(self, now + int(self._plan.warmup * 1e9))
             recorder.forget()
             load.forget()
             now = clock()
         self._phase = Phase.MEASURING
         self._next_report = now + SNAPSHOT_EVERY
         self._started = self._until = self._watched = now
-        self._end = now + int(self._plan.duration * 1e9)
+        self.end = now + int(self._plan.duration * 1e9)
         cpu_before = self._cpu_clock()
         if not self._plan.warmup:
             load.start(now)
             load.close_ended()
-        pump(self._end)
-        now = min(clock(), self._end)
-        self._stop_sending(now)
+        run(self, self.end)
+        now = min(clock(), self.end)
+        self.stop_sending(now)
         self._elapsed = (now - self._started) / 1e9
         self._until = now
         recorder.counts.cpu_seconds += (self._cpu_clock() - cpu_before) / 1e9
 
-    def _stop_sending(self, end: int) -> None:
-        if self._load.sending:
-            self._watch(end)
-            self._recorder.end()
-            self._load.stop_sending(end)
+    def stop_sending(self, end: int) -> None:
+        if self.load.sending:
+            self.watch(end)
+            self.recorder.end()
+            self.load.stop_sending(end)
 
-    def _pump_plain(self, until: int) -> None:
-        """The plain closed loop: a reply came, the next request goes."""
-        load, recorder = self._load, self._recorder
-        clock, poll, get, take = (
-            self._clock,
-            self._poller.poll,
-            load.connections.get,
-            self._pool.take,
-        )
-        read_size, end = self._read_size, self._end
-        latencies = recorder.latencies
-        record = latencies.append
-        while not (self._stopped or load.is_over):
-            now = clock()
-            if now >= until:
-                break
-            if now >= self._next_look:
-                self._look(now)
-            for fd, mask in poll((min(self._next_look, until) - now) / 1e9, MAX_EVENTS):
-                connection = get(fd)
-                if mask != READ or connection is None:
-                    self._handle(fd, mask)
-                    continue
-                # Nearly every event ends up here.
-                try:
-                    data = connection.recv(read_size)
-                except BlockingIOError:
-                    continue
-                except OSError as error:
-                    load.lose(connection, kind_of_error(error))
-                    continue
-                now = clock()
-                if data != connection.ready or now > end:
-                    if now > end:
-                        self._stop_sending(end)
-                    load.receive(connection, data, now)
-                    continue
-                record(now - connection.sent)
-                message = connection.message = take()
-                frame, connection.ready = message
-                connection.sent = now
-                try:
-                    sent = connection.send(frame)
-                except BlockingIOError:
-                    sent = 0
-                except OSError as error:
-                    load.lose(connection, kind_of_error(error))
-                    continue
-                if sent != len(frame):
-                    load.wait_to_send(connection, frame[sent:])
-            while len(latencies) >= FOLD_AT:
-                recorder.fold()
-            if load.ended:
-                load.close_ended()
-
-    def _pump_open(self, until: int) -> None:
-        """The plain open loop: a reply frees its connection, and what is due takes one."""
-        load, recorder = self._load, self._recorder
-        clock, get, take = self._clock, load.connections.get, self._pool.take
-        free, times, origin = load.free, load.times, load.origin
-        read_size, end = self._read_size, self._end
-        latencies, services, lags = recorder.latencies, recorder.services, recorder.lags
-        while not (self._stopped or load.is_over):
-            now = clock()
-            if now >= until:
-                break
-            if now >= self._next_look:
-                self._look(now)
-            if load.due <= now:
-                load.dispatch(now)
-                now = clock()
-            before = load.in_flight
-            for fd, mask in self._events(min(self._next_look, until, load.due) - now):
-                connection = get(fd)
-                if mask != READ or connection is None:
-                    self._handle(fd, mask)
-                    continue
-                try:
-                    data = connection.recv(read_size)
-                except BlockingIOError:
-                    continue
-                except OSError as error:
-                    load.lose(connection, kind_of_error(error))
-                    continue
-                now = clock()
-                if data != connection.ready or now >= end:
-                    if now >= end:
-                        self._stop_sending(end)
-                    load.receive(connection, data, now)
-                    if load.due <= now:
-                        load.dispatch(now)
-                    continue
-                latencies.append(now - connection.due)
-                services.append(now - connection.sent)
-                connection.replies += 1
-                due = load.arrival
-                if due > now:
-                    connection.message = connection.ready = None
-                    free.append(connection)
-                    load.in_flight -= 1
-                    load.due = due
-                    continue
-                if free:
-                    # It has not waited for a connection, but for this loop. The one
-                    # that is free for longest takes it.
-                    lags.append(now - due)
-                    connection.message = connection.ready = None
-                    free.append(connection)
-                    connection = free.popleft()
-                    if connection.ended:
-                        load.in_flight -= 1
-                        load.dispatch(now)
-                        continue
-                if now - due > LATE:
-                    recorder.counts.late += 1
-                message = connection.message = take()
-                frame, connection.ready = message
-                connection.due, connection.sent = due, now
-                load.arrival = due = origin + next(times, NEVER)
-                try:
-                    sent = connection.send(frame)
-                except BlockingIOError:
-                    sent = 0
-                except OSError as error:
-                    load.lose(connection, kind_of_error(error))
-                    continue
-                if sent != len(frame):
-                    load.wait_to_send(connection, frame[sent:])
-                if due <= now and free:
-                    load.dispatch(clock())
-            if free:
-                load.due = load.arrival
-            self._watch(clock(), before)
-            while len(latencies) >= FOLD_AT:
-                recorder.fold()
-                if load.due <= (now := clock()):
-                    load.dispatch(now)
-            if load.ended:
-                load.close_ended()
-
-    def _pump(self, until: int) -> None:
-        """Any other load: requests go when they are due, and replies free their connections."""
-        load, recorder = self._load, self._recorder
-        clock, get = self._clock, load.connections.get
-        record, release, receive, dispatch = (
-            load.record,
-            load.release,
-            load.receive,
-            load.dispatch,
-        )
-        read_size, end = self._read_size, self._end
-        latencies = recorder.latencies
-        while not (self._stopped or load.is_over):
-            now = clock()
-            if now >= until:
-                break
-            if now >= self._next_look:
-                self._look(now)
-            if load.due <= now:
-                dispatch(now)
-                now = clock()
-            before = load.in_flight
-            for fd, mask in self._events(min(self._next_look, until, load.due) - now):
-                connection = get(fd)
-                if mask != READ or connection is None:
-                    self._handle(fd, mask)
-                    continue
-                try:
-                    data = connection.recv(read_size)
-                except BlockingIOError:
-                    continue
-                except OSError as error:
-                    load.lose(connection, kind_of_error(error))
-                    continue
-                now = clock()
-                if now >= end:
-                    self._stop_sending(end)
-                if data == connection.ready:
-                    release(connection, record(connection, now), now)
-                else:
-                    receive(connection, data, now)
-                if load.due <= now:
-                    dispatch(now)
-            self._watch(clock(), before)
-            while len(latencies) >= FOLD_AT:
-                recorder.fold()
-                if load.due <= (now := clock()):
-                    dispatch(now)
-            if load.ended:
-                load.close_ended()
-
-    def _events(self, delay: int) -> Sequence[tuple[int, int]]:
-        """Wait for events, but no longer than so many nanoseconds."""
-        if delay > SPIN and not self._wait(delay / 1e9):
-            return ()
-        return self._poller.poll(0, MAX_EVENTS)
-
-    def _look(self, now: int) -> None:
+    def look(self, now: int) -> None:
         """What is not looked at all the time: timeouts, replacements, the next snapshot."""
         if now >= self._next_report:
             self._until = self._next_report
@@ -438,31 +240,31 @@ class Engine:
                 self._report((now - self._started) / 1e9)
             # After a stall (a suspended machine, say) the missed ones are left out.
             self._next_report += SNAPSHOT_EVERY * ((now - self._next_report) // SNAPSHOT_EVERY + 1)
-        if self._load.sending:
-            self._load.expire(now, self._shares)
-            self._load.replace(now)
-            self._load.close_ended()
-        self._next_look = min(now + LOOK_EVERY, self._next_report)
+        if self.load.sending:
+            self.load.expire(now, self._shares)
+            self.load.replace(now)
+            self.load.close_ended()
+        self.next_look = min(now + LOOK_EVERY, self._next_report)
 
-    def _watch(self, now: int, before: int | None = None) -> None:
+    def watch(self, now: int, before: int | None = None) -> None:
         """Integrate the requests in flight: ``before`` of them until just now."""
-        now = min(now, self._end)
-        in_flight = self._load.in_flight
+        now = min(now, self.end)
+        in_flight = self.load.in_flight
         mean = in_flight if before is None else (in_flight + before) / 2
-        self._recorder.counts.in_flight_seconds += mean * (now - self._watched) / 1e9
+        self.recorder.counts.in_flight_seconds += mean * (now - self._watched) / 1e9
         self._watched = now
 
     # Draining -------------------------------------------------------------------
 
     def _drain(self) -> None:
         """Wait for the replies still on their way, as long as the plan allows."""
-        load, recorder, clock = self._load, self._recorder, self._clock
+        load, recorder, clock = self.load, self.recorder, self.clock
         self._phase = Phase.DRAINING
         self._report(self._elapsed)
         deadline = clock() + int(self._plan.grace * 1e9)
-        asked_before = self._stopped  # asked again, it does not wait
+        asked_before = self.stopped  # asked again, it does not wait
         while load.in_flight and (left := deadline - clock()) > 0:
-            if self._stopped and not asked_before:
+            if self.stopped and not asked_before:
                 break
             self._handle_events(left)
         recorder.fold_all()
@@ -472,29 +274,29 @@ class Engine:
         # shows only now, when one more comes as late as replies came so far.
         deadline = min(deadline, clock() + recorder.slowest + SURPLUS_WAIT)
         while load.connections and (left := deadline - clock()) > 0:
-            if self._stopped:
+            if self.stopped:
                 break
             self._handle_events(left)
         load.weigh()
 
     def _handle_events(self, delay: int) -> None:
         """Wait so many nanoseconds for events, and deal with them; for times without hurry."""
-        for fd, mask in self._poller.poll(max(0, delay) / 1e9, MAX_EVENTS):
-            self._handle(fd, mask)
-        self._load.close_ended()
+        for fd, mask in self.poller.poll(max(0, delay) / 1e9, MAX_EVENTS):
+            self.handle(fd, mask)
+        self.load.close_ended()
 
-    def _handle(self, fd: int, mask: int) -> None:
+    def handle(self, fd: int, mask: int) -> None:
         if fd != self._control_fd:
-            self._load.handle(fd, mask, self._read_size)
-        elif not self._stopped:
+            self.load.handle(fd, mask, self.read_size)
+        elif not self.stopped:
             self._start = self._control.read()
             if self._start is None:
-                self._stopped = True
-                self._poller.unregister(fd)  # it stays readable
+                self.stopped = True
+                self.poller.unregister(fd)  # it stays readable
 
     # Reporting ------------------------------------------------------------------
 
     def _report(self, elapsed: float) -> None:
         """Hand out what was counted since the last time."""
         second = max(0, self._until - self._started - 1) // 1_000_000_000
-        self._emit(self._recorder.snapshot(self._phase, elapsed, second, self._load.in_flight))
+        self._emit(self.recorder.snapshot(self._phase, elapsed, second, self.load.in_flight))
