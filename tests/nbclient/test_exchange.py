@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from support.lives import live, lives
 
 from nbclient.errors import (
     ClosedError,
@@ -570,6 +571,7 @@ class AgainstAServer(RuleBasedStateMachine):
         self.all: list[Life] = []
         self.taken = b""  # for the server to read
         self.wire = b""  # answered by the server, not received yet
+        self.begun = 0  # bytes received of a reply that is not whole
         self.faulty = False
 
     @precondition(lambda self: not self.faulty)
@@ -612,6 +614,7 @@ class AgainstAServer(RuleBasedStateMachine):
             return
         came, self.due = self.due, self.due[len(self.due) - self.exchange.outstanding :]
         came = came[: len(came) - len(self.due)]
+        self.begun += size - sum(len(life.request.frame) for life in came)
         assert done == [life.request for life in came if not life.given_up]
         for life in came:
             self.end(life)
@@ -633,6 +636,8 @@ class AgainstAServer(RuleBasedStateMachine):
     @precondition(lambda self: not self.faulty)
     @rule(how=st.sampled_from(["end", "junk", "poison"]))
     def break_off(self, how: str) -> None:
+        if how == "junk" and self.begun >= 5 and len(self.due) > 1:
+            return  # behind a header it would be a payload, as far as anybody can tell
         if how == "poison":
             self.exchange.poison(ClosedError("closed"))
         else:
@@ -691,4 +696,6 @@ class AgainstAServer(RuleBasedStateMachine):
         assert sum(sizes) <= self.WINDOW or len(sizes) == 1
 
 
-TestAgainstAServer = AgainstAServer.TestCase
+@lives
+def test_whatever_a_server_does(count: int) -> None:
+    live(AgainstAServer, count)

@@ -40,7 +40,7 @@ What is guaranteed, and checked after each plan:
   can be used again, at the first attempt, although the server has dropped them;
   and none is open once the client is closed.
 
-Two hundred plans are played on each ground by default. The 10,000 of an honest
+A hundred and twenty plans are played on each ground by default. The 10,000 of an honest
 server, and 2,000 each of the others, on each ground, in some minutes::
 
     pytest -m slow tests/nbclient/test_faults.py
@@ -1159,7 +1159,7 @@ ENDS: Final = {
 
 @pytest.mark.parametrize("ground", GROUNDS)
 def test_an_honest_server_whatever_breaks(ground: Ground) -> None:
-    ends = play_all(ground, "honest", range(100))
+    ends = play_all(ground, "honest", range(60))
     # The plans are worth something: calls end in every way there is.
     assert set(ends) >= ENDS | ({"PoolTimeout"} if ground == "threads" else set())
     assert ends["reply"] > ends.total() / 4
@@ -1167,7 +1167,7 @@ def test_an_honest_server_whatever_breaks(ground: Ground) -> None:
 
 @pytest.mark.parametrize("ground", GROUNDS)
 def test_a_lie_stays_on_its_connection(ground: Ground) -> None:
-    assert play_all(ground, "lying", range(50))["reply"]
+    assert play_all(ground, "lying", range(30))["reply"]
 
 
 # Not on lockstep streams: nothing is there before somebody reads it.
@@ -1176,7 +1176,7 @@ BUFFERED: Final = [ground for ground in GROUNDS if ground != "lockstep"]
 
 @pytest.mark.parametrize("ground", BUFFERED)
 def test_what_comes_at_rest_is_no_reply(ground: Ground) -> None:
-    assert play_all(ground, "at rest", range(50))["reply"]
+    assert play_all(ground, "at rest", range(30))["reply"]
 
 
 @pytest.mark.slow

@@ -61,12 +61,21 @@ def drain(stream: FakeStream) -> tuple[bytes, bool]:
 
 
 async def drain_trio(stream: trio.abc.ReceiveStream) -> tuple[bytes, bool]:
+    """What there is until one would have to wait; whether the end has come."""
     got = b""
-    with trio.move_on_after(0.001):
+    ended = False
+
+    async def read() -> None:
+        nonlocal got, ended
         while data := await stream.receive_some():
             got += data
-        return got, True
-    return got, False
+        ended = True
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    return got, ended
 
 
 # As the real server ----------------------------------------------------------------

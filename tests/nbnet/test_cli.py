@@ -14,7 +14,7 @@ from urllib.request import urlopen
 
 import pytest
 from support.commands import run_here
-from support.serving import command, exchange, serving, serving_by_command
+from support.serving import command, exchange, program, serving, serving_by_command
 
 from nbnet.cli import main
 
@@ -30,7 +30,11 @@ def run(*arguments: str, environment: Mapping[str, str] | None = None) -> Ended:
 
 def run_apart(*arguments: str) -> Ended:
     """Run the command in a process of its own."""
-    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=20)
+    return ended(command(*arguments))
+
+
+def ended(started: list[str]) -> Ended:
+    return subprocess.run(started, capture_output=True, text=True, timeout=20)
 
 
 def is_one_line(done: Ended, code: int, message: str) -> None:
@@ -124,12 +128,21 @@ def test_what_cannot_be_served_is_one_line(arguments: list[str], code: int, mess
         (["--poller", "kqueue"], "'kqueue' is no poller"),
         (["--handler", "nothing"], "expected module:function"),
         (["--handler", "no_such_module:f"], "cannot import no_such_module"),
-        (["--threads", "5000"], "5000 threads, expected 0 to 1024"),
         (["--tls-cert", "nothing.pem"], "nothing.pem"),
-        (["--trigger", "edge", "--poller", "poll"], "need epoll, not poll"),
     ],
 )
 def test_what_a_worker_finds_out_is_one_line(arguments: list[str], message: str) -> None:
+    is_one_line(ended(program(*arguments)), 2, message)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--threads", "5000"], "5000 threads, expected 0 to 1024"),
+        (["--trigger", "edge", "--poller", "poll"], "need epoll, not poll"),
+    ],
+)
+def test_so_it_is_by_the_command(arguments: list[str], message: str) -> None:
     is_one_line(run_apart("serve", "--port", "0", *arguments), 2, message)
 
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from support.lives import live, lives
 
 from nbnet.connection import Connection
 from nbnet.counters import Counters
@@ -231,4 +232,6 @@ class Peer(RuleBasedStateMachine):
             assert (when == math.inf) == (self.served.state is State.BUSY), kind
 
 
-TestPeer = Peer.TestCase
+@lives
+def test_whatever_a_peer_does(count: int) -> None:
+    live(Peer, count)

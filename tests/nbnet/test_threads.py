@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from support.kernel import FakeSocket, Kernel
+from support.lives import live, lives
 from support.pool import FakePool
 
 from nbnet.connection import Connection
@@ -332,7 +333,9 @@ class Peer(RuleBasedStateMachine):
             assert (when == math.inf) == ours, kind
 
 
-TestPeer = Peer.TestCase
+@lives
+def test_whatever_a_peer_does(count: int) -> None:
+    live(Peer, count)
 
 
 # The loop with threads ---------------------------------------------------------------
