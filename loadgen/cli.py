@@ -17,6 +17,7 @@ from loadgen.report import Run
 from loadgen.report import json as json_report
 from loadgen.report.terminal import summary
 from loadgen.running import Site, run
+from loadgen.thresholds import NAMES, OPERATORS, parse_threshold
 from loadgen.traffic import Traffic, TrafficError, parse_sizes, read_payloads
 from loadgen.verdict import EXIT_NO_CONNECTION
 from loadgen.workers import WorkerError
@@ -30,6 +31,7 @@ UNBOUNDED = 24 * 3600.0
 _LOAD = "The load"
 _TRAFFIC = "What is sent, and what has to come back"
 _LIMITS = "Connections and limits"
+_FAILING = "When a run fails"
 _TLS = "TLS"
 
 T = TypeVar("T")
@@ -288,6 +290,26 @@ def loadgen(
             "On loopback 127.0.0.0/8 is used when one is not enough.",
         ),
     ] = None,
+    fail_if: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fail-if",
+            metavar="EXPR",
+            rich_help_panel=_FAILING,
+            # Nothing like <this>, which would be shown as a placeholder.
+            help="Fail the run, with exit code 3, if this holds: 'p99>5ms', 'errors>0.1%'; may be "
+            f"repeated. Operators: {' '.join(OPERATORS)}. Metrics: {NAMES}.",
+        ),
+    ] = None,
+    abort_on_fail: Annotated[
+        bool,
+        typer.Option(
+            "--abort-on-fail",
+            rich_help_panel=_FAILING,
+            help="End the run as soon as one of --fail-if has come true for good, or clearly "
+            "after a second.",
+        ),
+    ] = False,
     tls_ca: Annotated[
         str | None,
         typer.Option(
@@ -332,8 +354,9 @@ def loadgen(
     the payload backwards, as the bundled server answers.
 
     Exit codes: 0 all replies right; 1 wrong replies, failed requests or lost
-    connections; 2 usage, or more than this machine can do; 4 no connection;
-    130 interrupted (the report is printed).
+    connections, if no --fail-if speaks of them; 2 usage, or more than this
+    machine can do; 3 a --fail-if came true; 4 no connection; 130 interrupted
+    (the report is printed).
 
     Examples:
 
@@ -382,9 +405,18 @@ def loadgen(
             # A command that is about a load has it described, and carries it out itself.
             ctx.obj(plan, site)
             return
+        thresholds = [parsed("--fail-if", parse_threshold, text) for text in fail_if or ()]
+        if abort_on_fail and not thresholds:
+            raise CommandError("--abort-on-fail: needs --fail-if", EXIT_USAGE)
         if json is not None:
             _check_writable(json)
-        code = run(plan, site, lambda finished: _report(finished, json))
+        code = run(
+            plan,
+            site,
+            lambda finished: _report(finished, json),
+            thresholds=thresholds,
+            abort_on_fail=abort_on_fail,
+        )
     except (PlanError, TrafficError) as error:
         raise CommandError(str(error), EXIT_USAGE) from error
     except (EmbeddedServerError, WorkerError) as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import FrameType
@@ -17,7 +17,9 @@ from loadgen.plan import Job, Plan, TlsPlan
 from loadgen.report import Run
 from loadgen.report.progress import live_progress
 from loadgen.tally import Tally
+from loadgen.thresholds import Threshold, check, evaluate
 from loadgen.verdict import EXIT_NO_CONNECTION, examine, judge
+from loadgen.watch import Watch
 from loadgen.workers import Workers
 from nbnet.command import CommandError
 from nbnet.machine import usable_cores
@@ -46,17 +48,30 @@ class Site:
     tls: TlsPlan | None = None
 
 
-def run(plan: Plan, site: Site, report: Callable[[Run], T]) -> T:
+def run(
+    plan: Plan,
+    site: Site,
+    report: Callable[[Run], T],
+    *,
+    thresholds: Sequence[Threshold] = (),
+    abort_on_fail: bool = False,
+) -> T:
     """Run a plan and give what ``report`` makes of it.
 
     The first SIGINT or SIGTERM ends it early, with a report; the second at once.
 
+    Args:
+        thresholds: limits that the run has to keep.
+        abort_on_fail: whether the first that it has not ends it, with a report.
+
     Raises:
-        PlanError, TrafficError: this machine cannot run it.
+        PlanError, TrafficError: this machine cannot run it, or does not measure
+            what a threshold is on.
         CommandError: the host is unknown.
         EmbeddedServerError, WorkerError: a process failed; why stands on stderr.
         KeyboardInterrupt: a second signal came.
     """
+    check(thresholds, plan)
     workers = site.workers or spare_workers(plan, embedded=site.target is None)
     preflight.check_machine(plan, workers, embedded=site.target is None)
     shares = [plan.share(worker, workers) for worker in range(workers)]
@@ -92,14 +107,27 @@ def run(plan: Plan, site: Site, report: Callable[[Run], T]) -> T:
             for worker, share in enumerate(shares)
         ]
         tally = Tally()
+        watch = Watch(thresholds if abort_on_fail else (), plan, workers)
+        aborted_at = None
         started_at = datetime.now(UTC)
         with Workers(jobs) as engines, _interrupts_stop(engines) as interrupted:
             with live_progress(plan) as draw:
                 for snapshot in engines:
                     tally.add(snapshot)
+                    if watch.look(snapshot, tally):
+                        aborted_at = tally.elapsed
+                        engines.stop()
                     draw(tally)
             # Reported before anything is waited for, so that a further Ctrl-C
             # cannot lose what was measured.
+            loader = examine(tally, workers)
+            results = tuple(
+                # What ended the run has failed, whatever late replies make of it.
+                watch.failed
+                if watch.failed and watch.failed.threshold is each.threshold and each.passed
+                else each
+                for each in evaluate(thresholds, plan, tally, loader)
+            )
             return report(
                 Run(
                     plan=plan,
@@ -109,8 +137,15 @@ def run(plan: Plan, site: Site, report: Callable[[Run], T]) -> T:
                     started_at=started_at,
                     interrupted=interrupted(),
                     tally=tally,
-                    loader=examine(tally, workers),
-                    verdict=judge(tally.counts, interrupted=interrupted()),
+                    loader=loader,
+                    verdict=judge(
+                        tally.counts,
+                        interrupted=interrupted(),
+                        thresholds=results,
+                        aborted_at=aborted_at,
+                    ),
+                    thresholds=results,
+                    aborted_at=aborted_at,
                 )
             )
 

@@ -6,18 +6,30 @@ was not reached, is said in plain words with what to do about it.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from loadgen.histogram import Histogram
 from loadgen.plan import Plan
 from loadgen.tally import Counts, Tally
+from loadgen.thresholds import Result, uncovered
 from nbnet.command import EXIT_FAILED, EXIT_INTERRUPTED
 from nbnet.machine import usable_cores
 from nbnet.notation import format_duration
 
 EXIT_FINE: Final = 0
+EXIT_THRESHOLD: Final = 3
 EXIT_NO_CONNECTION: Final = 4
+_FAULTS: Final = {
+    "wrong": ("wrong reply", "wrong replies"),
+    "failed": ("failed request", "failed requests"),
+    "timed_out": ("request without a reply", "requests without a reply"),
+    "failed_to_connect": ("connection not made", "connections not made"),
+    "lost": ("connection lost", "connections lost"),
+}
+"""Counts that have to be 0, the gravest first; of one, and of more."""
 
 BUSY: Final = 90.0
 """Per cent of a core from which on a worker counts as busy: what is left goes to
@@ -71,32 +83,63 @@ class Loader:
         return most < LITTLE_FROM or off <= LITTLE_TOLERANCE * most
 
 
-def judge(counts: Counts, *, interrupted: bool) -> Verdict:
-    """Judge a run by what was counted.
+def judge(
+    counts: Counts,
+    *,
+    interrupted: bool,
+    thresholds: Sequence[Result] = (),
+    aborted_at: float | None = None,
+) -> Verdict:
+    """Judge a run by what was counted, and by what became of its thresholds.
+
+    Of faults that a threshold speaks of, it alone decides whether they fail the run.
+
+    Args:
+        aborted_at: seconds measured when a threshold ended it; None if none did.
 
     >>> judge(Counts(held=1, sent=3, verified=3), interrupted=False)
     Verdict(text='OK: every reply verified', exit_code=0)
     """
-    faults = ", ".join(
-        f"{number:,} {one if number == 1 else many}"
-        for number, one, many in (
-            (counts.wrong, "wrong reply", "wrong replies"),
-            (counts.failed, "failed request", "failed requests"),
-            (counts.timed_out, "request without a reply", "requests without a reply"),
-            (counts.failed_to_connect, "connection not made", "connections not made"),
-            (counts.lost, "connection lost", "connections lost"),
-        )
-        if number
-    )
+    found = Counter({name: getattr(counts, name) for name in _FAULTS})
+    faults = _count_faults(uncovered(found, thresholds))
+    failed = [str(each) for each in thresholds if not each.passed]
+    number = f"{len(failed)} of {_thresholds(len(thresholds))}"
     if interrupted:
-        return Verdict(f"INTERRUPTED: {faults or 'every reply so far verified'}", EXIT_INTERRUPTED)
+        text = f"INTERRUPTED: {_count_faults(found) or 'every reply so far verified'}"
+        if failed:
+            text += f"; {number} failed: {', '.join(failed)}"
+        return Verdict(text, EXIT_INTERRUPTED)
     if not counts.held:
         return Verdict("FAILED: no connection could be made", EXIT_NO_CONNECTION)
+    if failed:
+        text = f"FAILED: {number}: {', '.join(failed)}"
+        if faults:
+            text += f"; {faults}"
+        if aborted_at is not None:
+            when = f"at {format_duration(aborted_at)}" if aborted_at else "before the measured time"
+            text += f"; aborted {when}"
+        return Verdict(text, EXIT_THRESHOLD)
     if faults:
         return Verdict(f"FAILED: {faults}", EXIT_FAILED)
     if not counts.sent:
         return Verdict("FAILED: no request was sent in the measured time", EXIT_FAILED)
-    return Verdict("OK: every reply verified", EXIT_FINE)
+    text = f"OK: {_count_faults(found) or 'every reply verified'}"
+    if thresholds:
+        text += f", {_thresholds(len(thresholds))} passed"
+    return Verdict(text, EXIT_FINE)
+
+
+def _count_faults(faults: Counter[str]) -> str:
+    """How many of which there were, for people; nothing if there were none."""
+    return ", ".join(
+        f"{faults[name]:,} {one if faults[name] == 1 else many}"
+        for name, (one, many) in _FAULTS.items()
+        if faults[name]
+    )
+
+
+def _thresholds(number: int) -> str:
+    return f"{number} threshold{'' if number == 1 else 's'}"
 
 
 def examine(tally: Tally, workers: int) -> Loader:

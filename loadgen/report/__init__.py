@@ -11,6 +11,7 @@ from typing import Final
 
 from loadgen.plan import Plan
 from loadgen.tally import Tally
+from loadgen.thresholds import Result
 from loadgen.verdict import Loader, Verdict, notes
 from nbnet.notation import Address
 
@@ -31,6 +32,8 @@ class Run:
         tally: what was counted.
         loader: the load generator's own share in what was measured.
         verdict: what it comes to.
+        thresholds: what became of each, in the order given.
+        aborted_at: seconds measured when one of them ended the run; None if none did.
     """
 
     plan: Plan
@@ -42,6 +45,8 @@ class Run:
     tally: Tally
     loader: Loader
     verdict: Verdict
+    thresholds: tuple[Result, ...] = ()
+    aborted_at: float | None = None
 
     @property
     def notes(self) -> list[str]:

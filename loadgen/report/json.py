@@ -88,7 +88,10 @@ def document(run: Run) -> dict[str, Any]:
             "rate_times_latency": loader.rate_times_latency,
         },
         "notes": run.notes,
-        "thresholds": [],
+        "thresholds": [
+            {"expression": result.expression, "value": result.value, "passed": result.passed}
+            for result in run.thresholds
+        ],
         "series": [
             {
                 "t": interval.start,

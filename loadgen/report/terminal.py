@@ -11,11 +11,14 @@ from loadgen.histogram import Histogram
 from loadgen.plan import Plan
 from loadgen.report import Run
 from loadgen.tally import Mismatch
+from loadgen.thresholds import Result
 from nbnet.notation import format_duration as _time
 
 _PERCENTILES: Final = (50, 90, 99, 99.9, 99.99)
 _WIDTH: Final = 80
 _LABEL: Final = 12
+_EXPRESSION: Final = 40
+"""Characters shown of a threshold; the metrics with the longest names fit."""
 _SENT_BYTES: Final = 8
 """Bytes shown of the request whose reply was wrong; a JSON report has all of it."""
 _REPLY_BYTES: Final = 7
@@ -64,6 +67,8 @@ def summary(run: Run) -> str:
         lines += ["", *_wrong_replies(tally.mismatches)]
     for note in run.notes:
         lines += ["", *textwrap.wrap(note, _WIDTH)]
+    if run.thresholds:
+        lines += ["", *_thresholds(run.thresholds)]
     return "\n".join([*lines, "", *textwrap.wrap(run.verdict.text, _WIDTH)])
 
 
@@ -148,6 +153,19 @@ def _table(*rows: tuple[str, Histogram]) -> list[str]:
         # Nothing recorded is no latency of 0.
         table.append([name, *(_time(value / 1e9) if histogram else "-" for value in values)])
     return [f"{row[0]:<10}" + "".join(f"{cell:>10}" for cell in row[1:]) for row in table]
+
+
+def _thresholds(results: Sequence[Result]) -> list[str]:
+    """Each in a line: whether it was kept, and what was measured."""
+    rows = [("thresholds", "fails if", "measured")]
+    for result in results:
+        expression = textwrap.shorten(str(result.threshold), _EXPRESSION, placeholder=" ...")
+        rows.append(("  ok" if result.passed else "  FAILED", expression, result.shown))
+    left, right = (max(len(row[column]) for row in rows) for column in (1, 2))
+    return [
+        f"{status:<{_LABEL}}{expression:<{left}}  {value:>{right}}"
+        for status, expression, value in rows
+    ]
 
 
 def _wrong_replies(mismatches: Sequence[Mismatch]) -> list[str]:

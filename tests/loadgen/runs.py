@@ -9,6 +9,7 @@ from loadgen.histogram import Histogram
 from loadgen.plan import Plan
 from loadgen.report import Run
 from loadgen.tally import Counts, Mismatch, Phase, Snapshot, Tally
+from loadgen.thresholds import evaluate, parse_threshold
 from loadgen.verdict import examine, judge
 from nbnet.notation import Address
 
@@ -39,18 +40,23 @@ def finished(
     embedded: bool = True,
     interrupted: bool = False,
     workers: int = 1,
+    thresholds: tuple[str, ...] = (),
 ) -> Run:
     """A run of two connections that was to take 2 seconds, if it is not told otherwise."""
+    plan = plan or Plan(connections=2, duration=2.0)
+    loader = examine(tally, workers)
+    results = evaluate(map(parse_threshold, thresholds), plan, tally, loader)
     return Run(
-        plan=plan or Plan(connections=2, duration=2.0),
+        plan=plan,
         target=Address("127.0.0.1", 6789),
         embedded=embedded,
         workers=workers,
         started_at=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
         interrupted=interrupted,
         tally=tally,
-        loader=examine(tally, workers),
-        verdict=judge(tally.counts, interrupted=interrupted),
+        loader=loader,
+        verdict=judge(tally.counts, interrupted=interrupted, thresholds=results),
+        thresholds=results,
     )
 
 

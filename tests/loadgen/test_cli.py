@@ -224,6 +224,11 @@ def test_an_unknown_host_is_named_in_one_line(host: str) -> None:
         (["--payload", "a", "--payload-unique"], "--payload-unique puts a number of 3 bytes"),
         (["--expect", "nothing"], "--expect: expectation 'nothing'"),
         (["--tls-ca", "ca.pem"], "--tls-...: needs a target tls://HOST:PORT"),
+        (["--fail-if", "p99>5xs"], "--fail-if: 'p99>5xs': expected a time like 5ms at position 5"),
+        (["--fail-if", "p99>5%"], "--fail-if: 'p99>5%': expected a time like 5ms at position 5"),
+        (["--fail-if", "wrong>0", "--fail-if", "speed<5"], "--fail-if: 'speed<5': expected one of"),
+        (["--fail-if", "rate<95%"], "--fail-if: 'rate<95%': needs --rate or --stages"),
+        (["--abort-on-fail"], "--abort-on-fail: needs --fail-if"),
         (["--source", "192.0.2.1", "-t", "127.0.0.1:1"], "--source 192.0.2.1: "),
         (["--source", "127.0.0.1", "-t", "unix:/s"], "a unix socket is connected to from no"),
     ],
@@ -289,7 +294,14 @@ def test_the_help_fits_the_terminal_and_names_every_option_and_exit_code(
     for parameter in inspect.signature(cli.loadgen).parameters.keys() - {"ctx"}:
         option = parameter.strip("_").replace("_", "-")
         assert f"--{option} " in ended.out or f"--{option}," in ended.out
-    for exit_code in ("0 all replies right", "1 wrong", "2 usage", "4 no", "130 interrupted"):
+    for exit_code in (
+        "0 all replies right",
+        "1 wrong",
+        "2 usage",
+        "3 a",
+        "4 no",
+        "130 interrupted",
+    ):
         assert exit_code in ended.out
 
 
@@ -313,6 +325,60 @@ def test_as_many_workers_as_pay_on_the_cores_that_the_bundled_server_leaves(
 ) -> None:
     monkeypatch.setattr("loadgen.running.usable_cores", lambda: 8)
     assert spare_workers(plan, embedded=True) == workers
+
+
+# Thresholds ------------------------------------------------------------------
+
+
+def test_a_threshold_that_came_true_fails_the_run_and_one_that_did_not_does_not(
+    address: Target,
+) -> None:
+    limits = ("--fail-if", "p99>1m", "--fail-if", "sent > 39", "--fail-if", "held<100%")
+    ended = call("-t", str(address), "-c", "2", "-n", "40", *limits)
+    assert ended.code == 3
+    assert ended.out.endswith("\n\nFAILED: 1 of 3 thresholds: sent 40 > 39\n")
+    ended = call("-t", str(address), "-c", "2", "-n", "39", *limits)
+    assert ended.code == 0
+    assert ended.out.endswith("\n\nOK: every reply verified, 3 thresholds passed\n")
+
+
+def test_failed_requests_that_a_threshold_allows_fail_no_run(
+    hostile: Callable[[Behaviour], Address],
+) -> None:
+    target = str(hostile(ends_after(3, Peer.close)))
+    arguments = ("-t", target, "-c", "2", "--no-reconnect", "--fail-if")
+    code, figures = measure(*arguments, "failed>2")
+    assert code == 0
+    assert figures["verdict"] == "OK: 2 failed requests, 2 connections lost, 1 threshold passed"
+    code, figures = measure(*arguments, "failed>1")
+    assert code == 3
+    assert figures["thresholds"] == [{"expression": "failed>1", "value": 2, "passed": False}]
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_the_first_wrong_reply_ends_a_run_that_allows_none(
+    hostile: Callable[[Behaviour], Address], workers: str
+) -> None:
+    limits = ("--fail-if", "p99>1m", "--fail-if", "wrong>0", "--abort-on-fail")
+    target = str(hostile(wrong_at(4, b"00003abc")))
+    ended = call("-t", target, "-c", "4", "-d", "10m", "-w", workers, *limits)
+    assert ended.code == 3
+    verdict = " ".join(ended.out.rpartition("\n\n")[2].split())
+    assert re.fullmatch(r"FAILED: 1 of 2 thresholds: wrong \d+ > 0; aborted at .*s", verdict)
+
+
+def test_a_percentile_that_is_too_high_ends_the_run_after_a_second(address: Target) -> None:
+    limits = ("--fail-if", "p50>0", "--abort-on-fail", "--rate", "100", "-w", "2")
+    code, figures = measure("-t", str(address), "-c", "10", "-d", "10m", *limits)
+    assert code == 3
+    assert 1 <= figures["duration_seconds"] < 60
+    assert re.search(r"p50 .* > 0s; aborted at \d", figures["verdict"])
+    assert figures["interrupted"] is False
+
+
+def test_without_the_option_a_run_goes_on_after_a_threshold_has_failed(address: Target) -> None:
+    code, figures = measure("-t", str(address), "-c", "2", "-d", "0.6", "--fail-if", "sent>0")
+    assert (code, figures["duration_seconds"]) == (3, 0.6)
 
 
 # Interrupted -----------------------------------------------------------------

@@ -41,6 +41,20 @@ def test_the_keys_of_an_open_loop_are_those_of_the_schema() -> None:
     assert document_["plan"]["stages"] == []
 
 
+def test_each_threshold_has_its_value_in_the_units_of_the_schema() -> None:
+    expressions = ("p99 > 5ms", "errors>0.1%", "sent<1k", "rate<2", "lag.p99>1ms")
+    run = runs.finished(runs.fine().tally, thresholds=expressions)
+    p99 = document(run)["latency_seconds"]["p99"]
+    thresholds = json.loads(json.dumps(document(run)))["thresholds"]
+    assert thresholds == [
+        {"expression": "p99 > 5ms", "value": p99, "passed": False},
+        {"expression": "errors>0.1%", "value": 0.0, "passed": True},
+        {"expression": "sent<1k", "value": 8, "passed": False},
+        {"expression": "rate<2", "value": 3.0, "passed": True},
+        {"expression": "lag.p99>1ms", "value": None, "passed": False},
+    ]
+
+
 def test_what_was_asked_of_whom_and_when(fine: dict[str, Any]) -> None:
     assert (fine["schema"], fine["version"]) == ("loadgen/1", __version__)
     assert fine["plan"] == {

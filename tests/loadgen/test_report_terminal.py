@@ -103,6 +103,17 @@ counts once a connection; use --rate for the latency that users see
 FAILED: 1 wrong reply, 1 failed request, 1 request without a reply, 1 connection
 not made, 1 connection lost"""
 
+THRESHOLDS = """\
+thresholds  fails if           measured
+  ok        p99.9 > 20ms        10.0 ms
+  FAILED    p99 >= 5ms          10.0 ms
+  ok        errors > 0.1%        0.00 %
+  FAILED    lag.p99 > 1ms  not measured
+  FAILED    sent < 1k                 8
+
+FAILED: 3 of 5 thresholds: p99 10.0 ms >= 5ms, lag.p99 was not measured, sent 8
+< 1k"""
+
 INTERRUPTED = """\
 2 connections to 127.0.0.1:6789 (bundled server), 0 s measured
 closed loop
@@ -179,6 +190,12 @@ def test_an_interrupted_run_reports_what_there_is() -> None:
     assert summary(runs.interrupted_while_connecting()) == INTERRUPTED
 
 
+def test_thresholds_stand_above_the_verdict_with_what_was_measured() -> None:
+    expressions = ("p99.9>20ms", "p99>=5ms", "errors>0.1%", "lag.p99>1ms", "sent<1k")
+    run = runs.finished(runs.fine().tally, thresholds=expressions)
+    assert summary(run).endswith(f"\n\n{THRESHOLDS}")
+
+
 def shown(sent: bytes, expected: bytes, got: bytes, number: int = 1) -> str:
     mismatches = [Mismatch(n, "wrong payload", sent, expected, got) for n in range(1, number + 1)]
     return summary(runs.finished(runs.snapshots(Counts(held=1, wrong=1), mismatches=mismatches)))
@@ -232,7 +249,15 @@ def test_no_line_is_wider_than_80_columns_whatever_the_figures(
     )
     counts.errors["connect: Address family not supported by protocol"] = 25_000
     mismatch = Mismatch(25_000, "wrong payload", b"99999", byte * 100_004, b"z" * 65_536)
-    run = runs.finished(runs.snapshots(counts, mismatches=[mismatch] * 10))
+    run = runs.finished(
+        runs.snapshots(counts, mismatches=[mismatch] * 10),
+        thresholds=(
+            "service.p99.999999999 >= 99999999h59m59.999999s",
+            f"max > {'1h' * 100}",
+            "rate < 234567889.999999999",
+            "server.p99>1ms",
+        ),
+    )
     plan = Plan(connections=25_000, rate=rate)
     run = replace(run, plan=plan, verdict=judge(counts, interrupted=True))
     lines = summary(run).splitlines()

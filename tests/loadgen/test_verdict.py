@@ -10,6 +10,7 @@ import pytest
 from loadgen import verdict
 from loadgen.plan import Plan
 from loadgen.tally import Counts, Tally
+from loadgen.thresholds import Result, parse_threshold
 from loadgen.verdict import Verdict, examine, judge, notes
 
 from .runs import MS, recorded, snapshots
@@ -85,6 +86,84 @@ def test_without_any_connection_that_is_the_verdict() -> None:
 )
 def test_an_interrupted_run_says_so_and_what_it_found(counts: Counts, text: str) -> None:
     assert judge(counts, interrupted=True) == Verdict(text, 130)
+
+
+# Thresholds --------------------------------------------------------------------
+
+
+def result(expression: str, value: float | None, *, passed: bool) -> Result:
+    return Result(parse_threshold(expression), value, passed)
+
+
+KEPT = result("p50>5ms", 0.001, passed=True)
+BROKEN = result("p99>5ms", 0.0123, passed=False)
+UNMEASURED = result("max>1s", None, passed=False)
+
+
+def test_a_threshold_that_failed_fails_the_run_with_a_code_of_its_own() -> None:
+    assert judge(fine(), interrupted=False, thresholds=[KEPT, BROKEN, UNMEASURED]) == Verdict(
+        "FAILED: 2 of 3 thresholds: p99 12.3 ms > 5ms, max was not measured", 3
+    )
+    assert judge(fine(wrong=2), interrupted=False, thresholds=[BROKEN]) == Verdict(
+        "FAILED: 1 of 1 threshold: p99 12.3 ms > 5ms; 2 wrong replies", 3
+    )
+
+
+def test_faults_of_which_a_failed_threshold_tells_are_told_once() -> None:
+    failed = result("failed>1", 2, passed=False)
+    assert judge(fine(failed=2, lost=3), interrupted=False, thresholds=[failed]) == Verdict(
+        "FAILED: 1 of 1 threshold: failed 2 > 1; 1 connection lost", 3
+    )
+
+
+def test_a_run_that_kept_its_thresholds_is_fine_and_says_so() -> None:
+    assert judge(fine(), interrupted=False, thresholds=[KEPT, KEPT]) == Verdict(
+        "OK: every reply verified, 2 thresholds passed", 0
+    )
+
+
+@pytest.mark.parametrize(
+    ("expression", "faults", "verdict"),
+    [
+        ("errors>9", {"failed": 2, "lost": 2}, ("OK: 2 failed requests, 2 connections lost", 0)),
+        ("errors>1%", {"wrong": 1}, ("OK: 1 wrong reply", 0)),
+        ("failed>9", {"failed": 2, "wrong": 1}, ("FAILED: 1 wrong reply", 1)),
+        ("lost>9", {"failed": 2, "lost": 2}, ("FAILED: 2 failed requests", 1)),
+        ("errors>9", {"failed": 1, "lost": 2}, ("FAILED: 1 connection lost", 1)),
+        ("held<1", {"failed_to_connect": 1}, ("OK: 1 connection not made", 0)),
+        ("p99>5ms", {"timed_out": 1}, ("FAILED: 1 request without a reply", 1)),
+    ],
+)
+def test_faults_that_a_threshold_speaks_of_and_allows_do_not_fail_the_run(
+    expression: str, faults: dict[str, int], verdict: tuple[str, int]
+) -> None:
+    text, code = verdict
+    kept = result(expression, 0, passed=True)
+    passed = ", 1 threshold passed" if code == 0 else ""
+    assert judge(fine(**faults), interrupted=False, thresholds=[kept]) == Verdict(
+        text + passed, code
+    )
+
+
+def test_a_run_that_a_threshold_ended_says_when() -> None:
+    ended = judge(fine(), interrupted=False, thresholds=[BROKEN], aborted_at=1.25)
+    assert ended == Verdict("FAILED: 1 of 1 threshold: p99 12.3 ms > 5ms; aborted at 1.25 s", 3)
+    early = judge(fine(), interrupted=False, thresholds=[BROKEN], aborted_at=0.0)
+    assert early.text.endswith("; aborted before the measured time")
+
+
+def test_thresholds_change_nothing_without_a_connection_or_when_interrupted() -> None:
+    assert judge(Counts(), interrupted=False, thresholds=[BROKEN]).exit_code == 4
+    allowed = judge(fine(wrong=1), interrupted=True, thresholds=[result("wrong>1", 1, passed=True)])
+    assert allowed == Verdict("INTERRUPTED: 1 wrong reply", 130)
+    assert judge(fine(), interrupted=True, thresholds=[KEPT, BROKEN]) == Verdict(
+        "INTERRUPTED: every reply so far verified; 1 of 2 thresholds failed: p99 12.3 ms > 5ms",
+        130,
+    )
+
+
+def test_a_run_that_sent_nothing_is_not_fine_because_its_thresholds_are_kept() -> None:
+    assert judge(Counts(held=2), interrupted=False, thresholds=[KEPT]).exit_code == 1
 
 
 # Whose figures these are -------------------------------------------------------
