@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import FrameType
-from typing import Final, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 from loadgen import preflight
 from loadgen.embedded import embedded_server
@@ -17,13 +17,16 @@ from loadgen.plan import Job, Plan, TlsPlan
 from loadgen.report import Run
 from loadgen.report.progress import live_progress
 from loadgen.tally import Tally
-from loadgen.verdict import EXIT_NO_CONNECTION, examine, judge
+from loadgen.verdict import EXIT_NO_CONNECTION, Verdict, examine, judge
 from loadgen.workers import Workers
 from nbnet.command import CommandError
 from nbnet.machine import usable_cores
 from nbnet.notation import Address
 
 T = TypeVar("T")
+Observer: TypeAlias = Callable[[Tally, Callable[[], Run]], None]
+"""Called after each snapshot, some times a second, with the tally, and with what makes a
+report's ``Run`` of it: some milliseconds of work, so not to be done each time."""
 
 CONNECTIONS_A_WORKER: Final = 50
 """Fewer are not worth a further process."""
@@ -46,10 +49,22 @@ class Site:
     tls: TlsPlan | None = None
 
 
-def run(plan: Plan, site: Site, report: Callable[[Run], T]) -> T:
+def run(
+    plan: Plan,
+    site: Site,
+    report: Callable[[Run], T],
+    *,
+    observers: Sequence[Observer] = (),
+    keep_histograms: bool = False,
+) -> T:
     """Run a plan and give what ``report`` makes of it.
 
     The first SIGINT or SIGTERM ends it early, with a report; the second at once.
+
+    Args:
+        observers: to be called while it goes on. They must not block: what they
+            raise ends the run.
+        keep_histograms: whether the tally keeps the latencies of each second.
 
     Raises:
         PlanError, TrafficError: this machine cannot run it.
@@ -91,28 +106,46 @@ def run(plan: Plan, site: Site, report: Callable[[Run], T]) -> T:
             )
             for worker, share in enumerate(shares)
         ]
-        tally = Tally()
+        tally = Tally(keep_histograms=keep_histograms)
         started_at = datetime.now(UTC)
+
+        def summed_up(verdict: Verdict, *, interrupted: bool) -> Run:
+            return Run(
+                plan=plan,
+                target=target,
+                embedded=site.target is None,
+                workers=workers,
+                started_at=started_at,
+                interrupted=interrupted,
+                tally=tally,
+                loader=examine(tally, workers),
+                verdict=verdict,
+            )
+
+        def so_far() -> Run:
+            return summed_up(_incomplete(tally), interrupted=True)
+
         with Workers(jobs) as engines, _interrupts_stop(engines) as interrupted:
             with live_progress(plan) as draw:
                 for snapshot in engines:
                     tally.add(snapshot)
+                    if tally.measured_from is None and snapshot.elapsed:
+                        measured = timedelta(seconds=snapshot.elapsed)
+                        tally.measured_from = datetime.now(UTC) - measured
                     draw(tally)
+                    for observe in observers:
+                        observe(tally, so_far)
             # Reported before anything is waited for, so that a further Ctrl-C
             # cannot lose what was measured.
-            return report(
-                Run(
-                    plan=plan,
-                    target=target,
-                    embedded=site.target is None,
-                    workers=workers,
-                    started_at=started_at,
-                    interrupted=interrupted(),
-                    tally=tally,
-                    loader=examine(tally, workers),
-                    verdict=judge(tally.counts, interrupted=interrupted()),
-                )
-            )
+            stopped = interrupted()
+            return report(summed_up(judge(tally.counts, interrupted=stopped), interrupted=stopped))
+
+
+def _incomplete(tally: Tally) -> Verdict:
+    """Of a run that has not ended: what an interrupted one has, under another name."""
+    verdict = judge(tally.counts, interrupted=True)
+    _, _, found = verdict.text.partition(": ")
+    return Verdict(f"INCOMPLETE: the run had not ended; {found}", verdict.exit_code)
 
 
 def spare_workers(plan: Plan, *, embedded: bool) -> int:
