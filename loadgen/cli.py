@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -13,9 +13,10 @@ import typer
 
 from loadgen.embedded import EmbeddedServerError
 from loadgen.plan import Plan, PlanError, TlsPlan, parse_rate, parse_stages
-from loadgen.report import Run
+from loadgen.report import Run, files, hdrlog
+from loadgen.report import csv as csv_report
 from loadgen.report import json as json_report
-from loadgen.report.terminal import summary
+from loadgen.report.terminal import SHOWN, parse_percentiles, summary
 from loadgen.running import Site, run
 from loadgen.thresholds import NAMES, OPERATORS, parse_threshold
 from loadgen.traffic import Traffic, TrafficError, parse_sizes, read_payloads
@@ -33,6 +34,7 @@ _TRAFFIC = "What is sent, and what has to come back"
 _LIMITS = "Connections and limits"
 _FAILING = "When a run fails"
 _TLS = "TLS"
+_REPORTS = "Reports"
 
 T = TypeVar("T")
 app = make_app(subcommand_metavar="[COMMAND]")
@@ -346,6 +348,43 @@ def loadgen(
             help="The name in the server's certificate, if it is not the host's.",
         ),
     ] = None,
+    csv: Annotated[
+        str | None,
+        typer.Option(
+            "--csv",
+            metavar="FILE",
+            rich_help_panel=_REPORTS,
+            help="Write the figures of each second as CSV.",
+        ),
+    ] = None,
+    hgrm: Annotated[
+        str | None,
+        typer.Option(
+            "--hgrm",
+            metavar="FILE",
+            rich_help_panel=_REPORTS,
+            help="Write the percentiles of the latency in ms, for HdrHistogram's plotter.",
+        ),
+    ] = None,
+    hlog: Annotated[
+        str | None,
+        typer.Option(
+            "--hlog",
+            metavar="FILE",
+            rich_help_panel=_REPORTS,
+            help="Write a histogram of each second, for HdrHistogram's log tools.",
+        ),
+    ] = None,
+    percentiles: Annotated[
+        str | None,
+        typer.Option(
+            "--percentiles",
+            metavar="P,...",
+            show_default="50,90,99,99.9,99.99",
+            rich_help_panel=_REPORTS,
+            help="Percentiles in the summary; those of --json are always there, and these too.",
+        ),
+    ] = None,
     _version: Annotated[bool, version_option("loadgen")] = False,
 ) -> None:
     """Load a server of framed messages, verify every reply, report latency and throughput.
@@ -408,14 +447,18 @@ def loadgen(
         thresholds = [parsed("--fail-if", parse_threshold, text) for text in fail_if or ()]
         if abort_on_fail and not thresholds:
             raise CommandError("--abort-on-fail: needs --fail-if", EXIT_USAGE)
-        if json is not None:
-            _check_writable(json)
+        shown = _optional("--percentiles", parse_percentiles, percentiles)
+        named = {"--json": json, "--csv": csv, "--hgrm": hgrm, "--hlog": hlog}
+        outputs = {option: path for option, path in named.items() if path is not None}
+        _check_outputs(outputs)
         code = run(
             plan,
             site,
-            lambda finished: _report(finished, json),
+            lambda finished: _report(finished, outputs, shown),
             thresholds=thresholds,
             abort_on_fail=abort_on_fail,
+            observers=[] if json is None else [json_report.Checkpoint(json, shown or ())],
+            keep_histograms=hlog is not None,
         )
     except (PlanError, TrafficError) as error:
         raise CommandError(str(error), EXIT_USAGE) from error
@@ -504,23 +547,25 @@ def _tls(
     return TlsPlan(server_name=server_name or target.host, authority=ca, certificate=cert, key=key)
 
 
-def _check_writable(path: str) -> None:
-    try:
-        json_report.check_writable(path)
-    except OSError as error:
-        raise CommandError(f"--json: cannot write {path}: {error.strerror}", EXIT_USAGE) from error
-
-
-def _report(finished: Run, json: str | None) -> int:
-    """Print and save what a run came to; give the exit code."""
-    # The file comes first: a reader of the summary who leaves early must not cost
-    # it. Nor must a full disk cost the summary.
-    unsaved: OSError | None = None
-    if json is not None:
+def _check_outputs(outputs: Mapping[str, str]) -> None:
+    for option, path in outputs.items():
         try:
-            json_report.write(finished, json)
+            files.check_writable(path)
         except OSError as error:
-            unsaved = error
+            raise CommandError(
+                f"{option}: cannot write {path}: {error.strerror}", EXIT_USAGE
+            ) from error
+    try:
+        files.check_apart(outputs)
+    except ValueError as error:
+        raise CommandError(str(error), EXIT_USAGE) from error
+
+
+def _report(finished: Run, outputs: Mapping[str, str], percentiles: Sequence[float] | None) -> int:
+    """Print and save what a run came to; give the exit code."""
+    # The files come first: a reader of the summary who leaves early must not cost
+    # them. Nor must a full disk cost the summary.
+    unsaved = _save(finished, outputs, percentiles or ())
     if finished.verdict.exit_code == EXIT_NO_CONNECTION:
         reasons = ", ".join(kind.removeprefix("connect: ") for kind in finished.tally.counts.errors)
         raise CommandError(
@@ -528,8 +573,27 @@ def _report(finished: Run, json: str | None) -> int:
             "(start a server with: nbnet serve; or leave --target away to use the bundled one)",
             EXIT_NO_CONNECTION,
         )
-    # Standard output belongs to the JSON where it is asked for there.
-    print(summary(finished), file=sys.stderr if json == "-" else sys.stdout, flush=True)
-    if unsaved is not None:
-        raise CommandError(f"cannot write {json}: {unsaved.strerror}", EXIT_FAILED) from unsaved
+    # Standard output belongs to the file that is asked for there.
+    stream = sys.stderr if files.STDOUT in outputs.values() else sys.stdout
+    print(summary(finished, percentiles or SHOWN), file=stream, flush=True)
+    if unsaved:
+        raise CommandError("; ".join(unsaved), EXIT_FAILED)
     return finished.verdict.exit_code
+
+
+def _save(finished: Run, outputs: Mapping[str, str], percentiles: Sequence[float]) -> list[str]:
+    """Write all that was asked for; what could not be written, and why."""
+    forms: dict[str, Callable[[], Iterator[str]]] = {
+        "--json": lambda: json_report.text(finished, percentiles),
+        "--csv": lambda: csv_report.series(finished),
+        "--hgrm": lambda: hdrlog.hgrm(finished),
+        "--hlog": lambda: hdrlog.hlog(finished),
+    }
+    unsaved = []
+    # Standard output at last: its reader may have gone.
+    for option, path in sorted(outputs.items(), key=lambda output: output[1] == files.STDOUT):
+        try:
+            files.write(path, forms[option]())
+        except OSError as error:
+            unsaved.append(f"cannot write {path}: {error.strerror}")
+    return unsaved

@@ -7,9 +7,9 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import FrameType
-from typing import Final, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 from loadgen import preflight
 from loadgen.embedded import embedded_server
@@ -18,7 +18,8 @@ from loadgen.report import Run
 from loadgen.report.progress import live_progress
 from loadgen.tally import Tally
 from loadgen.thresholds import Threshold, check, evaluate
-from loadgen.verdict import EXIT_NO_CONNECTION, examine, judge
+from loadgen.traffic import Message
+from loadgen.verdict import EXIT_NO_CONNECTION, Verdict, examine, judge
 from loadgen.watch import Watch
 from loadgen.workers import Workers
 from nbnet.command import CommandError
@@ -26,6 +27,9 @@ from nbnet.machine import usable_cores
 from nbnet.notation import Address
 
 T = TypeVar("T")
+Observer: TypeAlias = Callable[[Tally, Callable[[], Run]], None]
+"""Called after each snapshot, some times a second, with the tally, and with what makes a
+report's ``Run`` of it: some milliseconds of work, so not to be done each time."""
 
 CONNECTIONS_A_WORKER: Final = 50
 """Fewer are not worth a further process."""
@@ -55,6 +59,8 @@ def run(
     *,
     thresholds: Sequence[Threshold] = (),
     abort_on_fail: bool = False,
+    observers: Sequence[Observer] = (),
+    keep_histograms: bool = False,
 ) -> T:
     """Run a plan and give what ``report`` makes of it.
 
@@ -63,6 +69,9 @@ def run(
     Args:
         thresholds: limits that the run has to keep.
         abort_on_fail: whether the first that it has not ends it, with a report.
+        observers: to be called while it goes on. They must not block: what they
+            raise ends the run.
+        keep_histograms: whether the tally keeps the latencies of each second.
 
     Raises:
         PlanError, TrafficError: this machine cannot run it, or does not measure
@@ -82,14 +91,77 @@ def run(
             # Its limit of open files is the one that the check above has raised.
             target = stack.enter_context(embedded_server())
             print(f"no --target: started the bundled server on {target}", file=sys.stderr)
-        try:
-            address = preflight.resolve(target)
-        except OSError as error:
-            raise CommandError(
-                f"cannot connect to {target}: {error.strerror}", EXIT_NO_CONNECTION
-            ) from error
-        sources = preflight.choose_sources(plan, address, site.sources)
-        jobs = [
+        jobs = _jobs(plan, shares, messages, site, target)
+        tally = Tally(keep_histograms=keep_histograms)
+        watch = Watch(thresholds if abort_on_fail else (), plan, workers)
+        aborted_at: float | None = None
+        started_at = datetime.now(UTC)
+
+        def summed_up(*, ended: bool, interrupted: bool) -> Run:
+            loader = examine(tally, workers)
+            results = tuple(
+                # What ended the run has failed, whatever late replies make of it.
+                watch.failed
+                if watch.failed and watch.failed.threshold is each.threshold and each.passed
+                else each
+                for each in evaluate(thresholds, plan, tally, loader)
+            )
+            verdict = judge(
+                tally.counts, interrupted=interrupted, thresholds=results, aborted_at=aborted_at
+            )
+            return Run(
+                plan=plan,
+                target=target,
+                embedded=site.target is None,
+                workers=workers,
+                started_at=started_at,
+                interrupted=interrupted,
+                tally=tally,
+                loader=loader,
+                verdict=verdict if ended else _incomplete(verdict),
+                thresholds=results,
+                aborted_at=aborted_at,
+            )
+
+        with Workers(jobs) as engines, _interrupts_stop(engines) as interrupted:
+            with live_progress(plan) as draw:
+                for snapshot in engines:
+                    tally.add(snapshot)
+                    if tally.measured_from is None and snapshot.elapsed:
+                        measured = timedelta(seconds=snapshot.elapsed)
+                        tally.measured_from = datetime.now(UTC) - measured
+                    if watch.look(snapshot, tally):
+                        aborted_at = tally.elapsed
+                        engines.stop()
+                    draw(tally)
+                    for observe in observers:
+                        observe(tally, lambda: summed_up(ended=False, interrupted=True))
+            # Reported before anything is waited for, so that a further Ctrl-C
+            # cannot lose what was measured.
+            return report(summed_up(ended=True, interrupted=interrupted()))
+
+
+def _jobs(
+    plan: Plan, shares: list[Plan], messages: tuple[Message, ...], site: Site, target: Address
+) -> list[Job]:
+    """What each worker is to do.
+
+    Raises:
+        PlanError: there are too few ports.
+        CommandError: the host is unknown.
+    """
+    workers = len(shares)
+    try:
+        address = preflight.resolve(target)
+    except OSError as error:
+        raise CommandError(
+            f"cannot connect to {target}: {error.strerror}", EXIT_NO_CONNECTION
+        ) from error
+    sources = preflight.choose_sources(plan, address, site.sources)
+    jobs = []
+    for worker, share in enumerate(shares):
+        first = worker % len(sources) if sources else 0
+        jobs.append(
             Job(
                 plan=share,
                 address=address,
@@ -99,55 +171,17 @@ def run(
                 worker=worker,
                 workers=workers,
                 # Each begins with another one: they are used evenly by all.
-                sources=sources[worker % len(sources) :] + sources[: worker % len(sources)]
-                if sources
-                else (),
+                sources=sources[first:] + sources[:first],
                 tls=site.tls,
             )
-            for worker, share in enumerate(shares)
-        ]
-        tally = Tally()
-        watch = Watch(thresholds if abort_on_fail else (), plan, workers)
-        aborted_at = None
-        started_at = datetime.now(UTC)
-        with Workers(jobs) as engines, _interrupts_stop(engines) as interrupted:
-            with live_progress(plan) as draw:
-                for snapshot in engines:
-                    tally.add(snapshot)
-                    if watch.look(snapshot, tally):
-                        aborted_at = tally.elapsed
-                        engines.stop()
-                    draw(tally)
-            # Reported before anything is waited for, so that a further Ctrl-C
-            # cannot lose what was measured.
-            loader = examine(tally, workers)
-            results = tuple(
-                # What ended the run has failed, whatever late replies make of it.
-                watch.failed
-                if watch.failed and watch.failed.threshold is each.threshold and each.passed
-                else each
-                for each in evaluate(thresholds, plan, tally, loader)
-            )
-            return report(
-                Run(
-                    plan=plan,
-                    target=target,
-                    embedded=site.target is None,
-                    workers=workers,
-                    started_at=started_at,
-                    interrupted=interrupted(),
-                    tally=tally,
-                    loader=loader,
-                    verdict=judge(
-                        tally.counts,
-                        interrupted=interrupted(),
-                        thresholds=results,
-                        aborted_at=aborted_at,
-                    ),
-                    thresholds=results,
-                    aborted_at=aborted_at,
-                )
-            )
+        )
+    return jobs
+
+
+def _incomplete(verdict: Verdict) -> Verdict:
+    """Of a run that has not ended: what an interrupted one has, under another name."""
+    _, _, found = verdict.text.partition(": ")
+    return Verdict(f"INCOMPLETE: the run had not ended; {found}", verdict.exit_code)
 
 
 def spare_workers(plan: Plan, *, embedded: bool) -> int:

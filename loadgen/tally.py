@@ -7,10 +7,15 @@ added in any order and over any number of engines, and the sum is exact.
 from __future__ import annotations
 
 import enum
+import sys
+from array import array
 from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from datetime import datetime
 from typing import Final
 
+from loadgen.hdr import encode
 from loadgen.histogram import Histogram
 
 SECONDS_OPEN: Final = 5
@@ -133,58 +138,133 @@ class Snapshot:
     mismatches: list[Mismatch] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
     """One second of the series.
 
+    What ``Counts`` has under the same name, in this second alone, and:
+
     Attributes:
         start: seconds measured when it began.
+        seconds: how long it was: 1, but for the last one.
         requests: replies verified in it.
-        failed: requests that failed in it.
-        p50, p99: percentiles of its latencies in nanoseconds; None without any.
+        in_flight: requests in flight, on average.
+        p50, p90, p99, p999, max: of its latencies in nanoseconds; None without any.
+        errors: what ended connections in it, by kind; the connecting before the
+            measured time is not part of the series.
     """
 
     start: float
+    seconds: float
     requests: int
     failed: int
+    wrong: int
+    timed_out: int
+    sent: int
+    unsent: int
+    late: int
+    lost: int
+    reconnected: int
+    in_flight: float
     p50: int | None
+    p90: int | None
     p99: int | None
+    p999: int | None
+    max: int | None
+    errors: dict[str, int]
 
-    @classmethod
-    def of(cls, second: int, counts: Counts) -> Interval:
-        """What is kept of a second's counts."""
-        p50, p99 = None, None
-        if counts.latency:
-            p50, p99 = Histogram(counts.latency).percentiles([50, 99])
-        return cls(float(second), counts.verified, counts.failed, p50, p99)
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """The latencies of one second as text, as in an ``.hlog`` file.
+
+    Attributes:
+        start, seconds: as of an ``Interval``.
+        latency, service: the encoded histograms; no service in a closed loop.
+        latency_max, service_max: the highest values in nanoseconds.
+    """
+
+    start: float
+    seconds: float
+    latency: str
+    latency_max: int
+    service: str | None = None
+    service_max: int = 0
+
+
+_COUNTED: Final = (
+    "verified",
+    "failed",
+    "wrong",
+    "timed_out",
+    "sent",
+    "unsent",
+    "late",
+    "lost",
+    "reconnected",
+)
+_PERCENTS: Final = (50, 90, 99, 99.9, 100)
+_COLUMNS: Final = len(_COUNTED) + 1 + len(_PERCENTS)
+
+
+def _figures(counts: Counts) -> list[int]:
+    """What is kept of a second, all integers: a row of ``_COLUMNS``, -1 for none."""
+    times = Histogram(counts.latency).percentiles(_PERCENTS) if counts.latency else None
+    return [
+        *(getattr(counts, name) for name in _COUNTED),
+        round(counts.in_flight_seconds * 1e9),
+        *(times or [-1] * len(_PERCENTS)),
+    ]
+
+
+def _encode(counts: Counts) -> tuple[str, int, str | None, int]:
+    """The last fields of ``Encoded``."""
+    latency, service = Histogram(counts.latency), Histogram(counts.service)
+    # Of an open loop each reply is in both.
+    if not service:
+        return encode(latency), latency.max, None, 0
+    return encode(latency), latency.max, encode(service), service.max
 
 
 class Tally:
     """The sum of all snapshots of a run.
+
+    Args:
+        keep_histograms: keep the latencies of each second, encoded: a kilobyte or
+            two a second, where the series takes 150 bytes.
 
     Attributes:
         counts: everything counted.
         mismatches: the first wrong replies.
         elapsed: seconds measured, the longest of all engines.
         phase: what the engine heard of last is doing.
+        measured_from: when measuring began, if whoever collects the snapshots says so.
 
     >>> tally = Tally()
     >>> counts = Counts(sent=2, verified=1)
     >>> tally.add(Snapshot(phase=Phase.MEASURING, elapsed=0.25, second=0, counts=counts))
     >>> tally.add(Snapshot(phase=Phase.DONE, elapsed=1.5, second=1, counts=counts))
-    >>> tally.counts.sent, [interval.start for interval in tally.series]
-    (4, [0.0, 1.0])
+    >>> tally.counts.sent, [(interval.start, interval.seconds) for interval in tally.series]
+    (4, [(0.0, 1.0), (1.0, 0.5)])
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, keep_histograms: bool = False) -> None:
         self.counts = Counts()
         self.mismatches: list[Mismatch] = []
         self.elapsed = 0.0
         self.phase = Phase.CONNECTING
-        self._over: list[Interval] = []
+        self.measured_from: datetime | None = None
+        # A day has 86,400 seconds, so of those that are over little is kept: rows
+        # of figures, and what went wrong where anything did.
+        self._over = array("q")
+        self._errors: dict[int, dict[str, int]] = {}
+        self._encoded: list[tuple[str, int, str | None, int]] | None = (
+            [] if keep_histograms else None
+        )
         # Only the last seconds are kept with all their counts, in case an
         # engine is late: the memory of a tally hardly grows with the run.
         self._open: dict[int, Counts] = {}
+        self._seconds_over = 0
 
     def add(self, snapshot: Snapshot) -> None:
         """Add one snapshot, of any engine."""
@@ -193,21 +273,81 @@ class Tally:
         self.phase = snapshot.phase
         room = MISMATCHES_KEPT - len(self.mismatches)
         self.mismatches += snapshot.mismatches[:room]
-        if snapshot.phase is not Phase.CONNECTING:
-            second = max(snapshot.second, len(self._over))
+        if snapshot.elapsed:  # else it is of the connecting, or of the warm-up
+            second = max(snapshot.second, self._seconds_over)
             self._open.setdefault(second, Counts()).add(snapshot.counts)
-            while len(self._over) < second - SECONDS_OPEN:
-                first = len(self._over)
-                self._over.append(Interval.of(first, self._open.pop(first, Counts())))
+            while self._seconds_over < second - SECONDS_OPEN:
+                self._close(self._open.pop(self._seconds_over, Counts()))
+
+    def _close(self, counts: Counts) -> None:
+        """Reduce the first open second to what is kept of it."""
+        self._over.extend(_figures(counts))
+        if counts.errors:
+            # Each snapshot comes with strings of its own.
+            self._errors[self._seconds_over] = {
+                sys.intern(kind): number for kind, number in counts.errors.items()
+            }
+        if self._encoded is not None:
+            self._encoded.append(_encode(counts))
+        self._seconds_over += 1
+
+    def intervals(self) -> Iterator[Interval]:
+        """Each second measured, in order; one in which nothing came is there too."""
+        for second in range(self._seconds_over):
+            row = self._over[second * _COLUMNS : (second + 1) * _COLUMNS]
+            yield self._interval(second, row, self._errors.get(second, {}))
+        for second, counts in self._still_open():
+            yield self._interval(second, _figures(counts), counts.errors)
 
     @property
     def series(self) -> list[Interval]:
-        """Each second measured, in order; one in which nothing came is there too."""
-        end = max(self._open, default=-1) + 1
-        return self._over + [
-            Interval.of(second, self._open.get(second, Counts()))
-            for second in range(len(self._over), end)
-        ]
+        """All ``intervals``."""
+        return list(self.intervals())
+
+    def encoded(self) -> Iterator[Encoded]:
+        """The latencies of each second measured, in order.
+
+        Raises:
+            ValueError: the tally was not told to keep them.
+        """
+        if self._encoded is None:
+            raise ValueError("the histograms of each second were not kept")
+        for second, each in enumerate(self._encoded):
+            yield Encoded(float(second), self._length(second), *each)
+        for second, counts in self._still_open():
+            yield Encoded(float(second), self._length(second), *_encode(counts))
+
+    def _still_open(self) -> Iterator[tuple[int, Counts]]:
+        for second in range(self._seconds_over, max(self._open, default=-1) + 1):
+            yield second, self._open.get(second, Counts())
+
+    def _length(self, second: int) -> float:
+        return max(0.0, min(1.0, self.elapsed - second))
+
+    def _interval(self, second: int, row: Sequence[int], errors: Mapping[str, int]) -> Interval:
+        seconds = self._length(second)
+        requests, failed, wrong, timed_out, sent, unsent, late, lost, reconnected, flown = row[:10]
+        p50, p90, p99, p999, highest = (None if value < 0 else value for value in row[10:])
+        return Interval(
+            start=float(second),
+            seconds=seconds,
+            requests=requests,
+            failed=failed,
+            wrong=wrong,
+            timed_out=timed_out,
+            sent=sent,
+            unsent=unsent,
+            late=late,
+            lost=lost,
+            reconnected=reconnected,
+            in_flight=flown / 1e9 / seconds if seconds else 0.0,
+            p50=p50,
+            p90=p90,
+            p99=p99,
+            p999=p999,
+            max=highest,
+            errors=dict(errors),
+        )
 
     @property
     def latency(self) -> Histogram:

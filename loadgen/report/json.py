@@ -1,28 +1,62 @@
-"""The run for programs: schema ``loadgen/1``.
+"""The run for programs: schema ``loadgen/1``, in ``loadgen-1.schema.json`` beside this file.
 
 Times are seconds as floats, rates are per second, counts are integers. What a
-run did not measure is null.
+run did not measure is null. Within ``loadgen/1`` keys may come, none goes.
 """
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import json
+import math
 import os
 import platform
-import sys
-import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from loadgen.histogram import Histogram
 from loadgen.report import PERCENTILES, Run
+from loadgen.report.files import is_replaced, write
+from loadgen.tally import Interval, Tally
 from nbnet import __version__
 
+SCHEMA: Final = "loadgen-1.schema.json"
+EVERY: Final = 10.0
+"""Seconds between two checkpoints, if writing takes no more than its share of the time."""
+LARGEST_SHARE: Final = 0.01
 
-def document(run: Run) -> dict[str, Any]:
-    """The run as JSON values."""
+
+def document(run: Run, percentiles: Iterable[float] = ()) -> dict[str, Any]:
+    """The run as JSON values.
+
+    Args:
+        percentiles: to be given beside those that are always there.
+    """
+    series = [_entry(interval) for interval in run.tally.intervals()]
+    return _members(run, percentiles) | {"series": series}
+
+
+def schema() -> dict[str, Any]:
+    """What JSON Schema (draft 2020-12) says of the document, with units.
+
+    >>> schema()["title"]
+    'loadgen/1'
+    """
+    value: dict[str, Any] = json.loads(Path(__file__).with_name(SCHEMA).read_text("utf-8"))
+    return value
+
+
+def _members(run: Run, percentiles: Iterable[float]) -> dict[str, Any]:
+    shown = sorted({*PERCENTILES, *percentiles})
+
+    def times(histogram: Histogram) -> dict[str, float | None]:
+        return _times(histogram, shown)
+
+    def sampled(counts: Mapping[int, int]) -> dict[str, float | None] | None:
+        return times(Histogram(counts)) if counts else None
+
     counts, tally, plan = run.tally.counts, run.tally, run.plan
     elapsed = tally.elapsed
     loader = run.loader
@@ -33,6 +67,7 @@ def document(run: Run) -> dict[str, Any]:
         "target": str(run.target),
         "embedded": run.embedded,
         "started_at": run.started_at.isoformat(),
+        "measured_from": tally.measured_from.isoformat() if tally.measured_from else None,
         "duration_seconds": elapsed,
         "interrupted": run.interrupted,
         "connections": {
@@ -70,18 +105,18 @@ def document(run: Run) -> dict[str, Any]:
             "received_bytes_per_second": counts.received_bytes / elapsed if elapsed else 0.0,
         },
         # In a closed loop every latency counts from the actual send.
-        "latency_seconds": _times(tally.latency),
-        "service_seconds": _times(tally.service),
-        "connect_seconds": _times(tally.connect),
+        "latency_seconds": times(tally.latency),
+        "service_seconds": times(tally.service),
+        "connect_seconds": times(tally.connect),
         "split": {
             "samples": counts.wait.total(),
-            "server_seconds": _sampled(counts.server),
-            "loader_wait_seconds": _sampled(counts.wait),
+            "server_seconds": sampled(counts.server),
+            "loader_wait_seconds": sampled(counts.wait),
         },
         "loader": {
             "workers": run.workers,
             "cpu_percent": loader.cpu_percent,
-            "schedule_lag_seconds": _sampled(counts.lag),
+            "schedule_lag_seconds": sampled(counts.lag),
             "bound": loader.bound,
             "reason": loader.reason,
             "in_flight": loader.in_flight,
@@ -92,16 +127,7 @@ def document(run: Run) -> dict[str, Any]:
             {"expression": result.expression, "value": result.value, "passed": result.passed}
             for result in run.thresholds
         ],
-        "series": [
-            {
-                "t": interval.start,
-                "requests": interval.requests,
-                "failed": interval.failed,
-                "p50": _seconds(interval.p50),
-                "p99": _seconds(interval.p99),
-            }
-            for interval in tally.series
-        ],
+        "series": None,  # it can be long: up to the caller
         "environment": {
             "python": platform.python_version(),
             "implementation": platform.python_implementation(),
@@ -139,87 +165,106 @@ def _plan(run: Run) -> dict[str, Any]:
     }
 
 
-def write(run: Run, path: str) -> None:
-    """Write the document to a file, whole or not at all; ``-`` is standard output.
+def _entry(interval: Interval) -> dict[str, Any]:
+    return {
+        "t": interval.start,
+        "seconds": interval.seconds,
+        "requests": interval.requests,
+        "failed": interval.failed,
+        "wrong": interval.wrong,
+        "timed_out": interval.timed_out,
+        "sent": interval.sent,
+        "unsent": interval.unsent,
+        "late": interval.late,
+        "lost": interval.lost,
+        "reconnected": interval.reconnected,
+        "in_flight": interval.in_flight,
+        "p50": _seconds(interval.p50),
+        "p90": _seconds(interval.p90),
+        "p99": _seconds(interval.p99),
+        "p99.9": _seconds(interval.p999),
+        "max": _seconds(interval.max),
+        "errors": interval.errors,
+    }
 
-    What is no regular file (a pipe, a device) is written into, not replaced.
 
-    Raises:
-        OSError: the file cannot be written.
+def text(run: Run, percentiles: Iterable[float] = ()) -> Iterator[str]:
+    """The document as text, in pieces; of the series, each second is a line.
+
+    Args:
+        percentiles: to be given beside those that are always there.
     """
-    text = json.dumps(document(run), indent=2) + "\n"
-    if path == "-":
-        sys.stdout.write(text)
-        sys.stdout.flush()
-        return
-    target = Path(os.path.realpath(path))  # where a link leads
-    if not target.exists():
-        _replace(target, text, _usual_mode())
-    elif not target.is_file():
-        Path(path).write_text(text)
-    else:
-        try:
-            _replace(target, text, target.stat().st_mode)
-        except OSError:  # a mounted file, or a folder that may not be written
-            target.write_text(text)
+    before = "{\n"
+    for key, value in _members(run, percentiles).items():
+        yield f"{before}  {json.dumps(key)}: "
+        before = ",\n"
+        if key == "series":
+            # A day has 86,400: made one by one, and not indented, which is fast.
+            opening = "["
+            for interval in run.tally.intervals():
+                yield f"{opening}\n    {json.dumps(_entry(interval))}"
+                opening = ","
+            yield "[]" if opening == "[" else "\n  ]"
+        else:
+            yield json.dumps(value, indent=2).replace("\n", "\n  ")
+    yield "\n}\n"
 
 
-def _replace(target: Path, text: str, mode: int) -> None:
-    with tempfile.NamedTemporaryFile("w", dir=target.parent, prefix=".", delete=False) as file:
-        part = Path(file.name)
-        try:
-            file.write(text)
-            file.flush()
-            part.chmod(mode)
-            part.replace(target)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
+class Checkpoint:
+    """Rewrites a file with the document so far while a run goes on.
 
+    If the run is killed, what it had measured is there: marked as interrupted,
+    with a verdict that begins with INCOMPLETE. What cannot be written is left
+    to the end of the run, which says so.
 
-def check_writable(path: str) -> None:
-    """Notice before a run that its figures could not be saved.
+    Args:
+        path: the file; a pipe or standard output is left alone.
+        percentiles: as of ``text``.
+        clock: seconds, monotonic.
 
-    Raises:
-        OSError: ``write`` would not be able to write there.
+    >>> Checkpoint("run.json").every
+    10.0
     """
-    if path == "-":
-        if sys.stdout is None:
-            raise OSError(errno.EBADF, "standard output is closed")
-        return
-    target = Path(os.path.realpath(path))
-    if target.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-    place = target if target.exists() else target.parent
-    place.stat()
-    if not os.access(place, os.W_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
+    def __init__(
+        self,
+        path: str,
+        percentiles: Iterable[float] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.every = EVERY
+        self._path = path
+        self._percentiles = tuple(percentiles)
+        self._clock = clock
+        self._next = clock() + EVERY if is_replaced(path) else math.inf
 
-def _usual_mode() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask
+    def __call__(self, _tally: Tally, so_far: Callable[[], Run]) -> None:
+        """Observe a run: to be called for each snapshot."""
+        begun = self._clock()
+        if begun < self._next:
+            return
+        with contextlib.suppress(OSError):
+            write(self._path, text(so_far(), self._percentiles))
+        now = self._clock()
+        # The document grows with the run, its share of the time does not.
+        self.every = max(EVERY, (now - begun) / LARGEST_SHARE)
+        self._next = now + self.every
 
 
 def _seconds(nanoseconds: int | None) -> float | None:
     return None if nanoseconds is None else nanoseconds / 1e9
 
 
-def _sampled(counts: Mapping[int, int]) -> dict[str, float | None] | None:
-    return _times(Histogram(counts)) if counts else None
-
-
-def _times(histogram: Histogram) -> dict[str, float | None]:
+def _times(histogram: Histogram, percentiles: Sequence[float]) -> dict[str, float | None]:
     """The figures of a histogram; null, not nought, where nothing was recorded."""
-    names = ["min", "mean", "max", *(f"p{percent:g}" for percent in PERCENTILES)]
+    names = ["min", "mean", "max", *(f"p{percent:g}" for percent in percentiles)]
     if not histogram:
         return {"count": 0} | dict.fromkeys(names)
     values = [
         histogram.min,
         histogram.mean,
         histogram.max,
-        *histogram.percentiles(PERCENTILES),
+        *histogram.percentiles(percentiles),
     ]
     return {"count": len(histogram)} | {
         name: value / 1e9 for name, value in zip(names, values, strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Final
@@ -14,7 +15,13 @@ from loadgen.tally import Mismatch
 from loadgen.thresholds import Result
 from nbnet.notation import format_duration as _time
 
-_PERCENTILES: Final = (50, 90, 99, 99.9, 99.99)
+SHOWN: Final = (50.0, 90.0, 99.0, 99.9, 99.99)
+"""Percentiles that are shown if no others are asked for."""
+_MOST_SHOWN: Final = 19
+"""Three tables below each other, with mean and max."""
+_PERCENTILE: Final = re.compile(r"[0-9]{1,2}(\.[0-9]{1,4})?")
+_COLUMN: Final = 10
+_COLUMNS: Final = 7
 _WIDTH: Final = 80
 _LABEL: Final = 12
 _EXPRESSION: Final = 40
@@ -25,8 +32,34 @@ _REPLY_BYTES: Final = 7
 """Bytes shown of that reply, and of the right one, from where they differ."""
 
 
-def summary(run: Run) -> str:
-    """The run as text, without a newline at the end; the verdict stands last."""
+def parse_percentiles(text: str) -> tuple[float, ...]:
+    """The percentiles in ``50,90,99.9``, in this order, each once.
+
+    Raises:
+        ValueError: the text is no such list, or names more than the summary has room for.
+
+    >>> parse_percentiles("50,99.9")
+    (50.0, 99.9)
+    """
+    parts = [part.strip() for part in text.split(",")]
+    for part in parts:
+        if not _PERCENTILE.fullmatch(part) or not float(part):
+            raise ValueError(
+                f"{part!r} is no percentile: expected numbers over 0 and under 100 with up to 4 "
+                "decimals, like 50,90,99.9"
+            )
+    percentiles = tuple(dict.fromkeys(map(float, parts)))
+    if len(percentiles) > _MOST_SHOWN:
+        raise ValueError(f"{len(percentiles)} percentiles: at most {_MOST_SHOWN} are shown")
+    return percentiles
+
+
+def summary(run: Run, percentiles: Sequence[float] = SHOWN) -> str:
+    """The run as text, without a newline at the end; the verdict stands last.
+
+    Args:
+        percentiles: of the latencies, as ``parse_percentiles`` gives them.
+    """
     counts, tally, plan = run.tally.counts, run.tally, run.plan
     server = f"{run.target} (bundled server)" if run.embedded else str(run.target)
     lines = [
@@ -58,7 +91,7 @@ def summary(run: Run) -> str:
         f"{'throughput':<{_LABEL}}{tally.rate:,.0f} requests/s",
         *_loader(run),
         "",
-        *_latencies(run),
+        *_latencies(run, percentiles),
     ]
     if counts.errors:
         lines += ["", "errors"]
@@ -110,14 +143,14 @@ def _loader(run: Run) -> list[str]:
     return _line("loader", parts, ", ")
 
 
-def _latencies(run: Run) -> list[str]:
+def _latencies(run: Run, percentiles: Sequence[float]) -> list[str]:
     counts, tally = run.tally.counts, run.tally
     rows = [("latency", tally.latency)]
     if counts.service:
         rows.append(("service", tally.service))
     if counts.wait:
         rows += [("  server", Histogram(counts.server)), ("  loader", Histogram(counts.wait))]
-    table = _table(*rows, ("connect", tally.connect))
+    table = _table([*rows, ("connect", tally.connect)], percentiles)
     if counts.service:
         table.append("latency: since a request was due; service: since it was sent")
     if counts.wait:
@@ -144,15 +177,23 @@ def _line(name: str, cells: Iterable[str], gap: str) -> list[str]:
     return [line.rstrip() for line in lines]
 
 
-def _table(*rows: tuple[str, Histogram]) -> list[str]:
-    """Histograms below each other, with a head of what each column is."""
-    head = ["", "mean", *(f"p{percent:g}" for percent in _PERCENTILES), "max"]
-    table = [head]
+def _table(rows: Iterable[tuple[str, Histogram]], percentiles: Sequence[float]) -> list[str]:
+    """Histograms below each other, with a head of what each column is.
+
+    Columns that do not fit stand in a further table below.
+    """
+    table = [["", "mean", *(f"p{percent:g}" for percent in percentiles), "max"]]
     for name, histogram in rows:
-        values = [histogram.mean, *histogram.percentiles(_PERCENTILES), histogram.max]
+        values = [histogram.mean, *histogram.percentiles(percentiles), histogram.max]
         # Nothing recorded is no latency of 0.
         table.append([name, *(_time(value / 1e9) if histogram else "-" for value in values)])
-    return [f"{row[0]:<10}" + "".join(f"{cell:>10}" for cell in row[1:]) for row in table]
+    lines: list[str] = []
+    for first in range(1, len(table[0]), _COLUMNS):
+        if lines:
+            lines.append("")
+        for name, *cells in (row[:1] + row[first : first + _COLUMNS] for row in table):
+            lines.append(f"{name:<{_COLUMN}}" + "".join(f"{cell:>{_COLUMN}}" for cell in cells))
+    return lines
 
 
 def _thresholds(results: Sequence[Result]) -> list[str]:

@@ -23,12 +23,18 @@ def recorded(*values: int) -> Any:
     return histogram.counts
 
 
+def snapshot(second: int, counts: Counts, phase: Phase = Phase.MEASURING) -> Snapshot:
+    """What was counted in a second, when it is over."""
+    return Snapshot(phase=phase, elapsed=second + 1.0, second=second, counts=counts)
+
+
 def snapshots(*counts: Counts, mismatches: list[Mismatch] | None = None) -> Tally:
     """The tally of a run that measured so many seconds, one after the other."""
-    tally = Tally()
-    for second, each in enumerate(counts, start=1):
-        phase = Phase.DONE if second == len(counts) else Phase.MEASURING
-        tally.add(Snapshot(phase=phase, elapsed=float(second), second=second - 1, counts=each))
+    tally = Tally(keep_histograms=True)
+    for second, each in enumerate(counts):
+        tally.add(
+            snapshot(second, each, Phase.DONE if second + 1 == len(counts) else Phase.MEASURING)
+        )
     tally.mismatches += mismatches or []
     return tally
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from decimal import Decimal
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from loadgen import verdict
 from loadgen.plan import Plan
 from loadgen.report import Run
-from loadgen.report.terminal import summary
+from loadgen.report.terminal import parse_percentiles, summary
 from loadgen.tally import Counts, Mismatch
 from loadgen.verdict import judge
 
@@ -180,6 +183,59 @@ def test_replacements_are_told_where_there_were_any() -> None:
     counts = Counts(held=2, sent=5, verified=5, reconnected=3)
     text = summary(runs.finished(runs.snapshots(counts)))
     assert "2 held   0 failed   0 lost   3 replaced\n" in text
+
+
+def test_percentiles_are_those_asked_for_in_their_order() -> None:
+    lines = summary(runs.fine(), [99.9, 1, 12.5]).splitlines()
+    assert lines[9:12] == [
+        "                mean     p99.9        p1     p12.5       max",
+        "latency      3.63 ms   10.0 ms   1.00 ms   1.00 ms   10.0 ms",
+        "connect       600 us    700 us    500 us    500 us    700 us",
+    ]
+
+
+def test_percentiles_that_do_not_fit_stand_in_a_table_below() -> None:
+    lines = summary(runs.fine(), parse_percentiles("50,75,90,95,99,99.9,99.99")).splitlines()
+    assert lines[9:16] == [
+        "                mean       p50       p75       p90       p95       p99     p99.9",
+        "latency      3.63 ms   3.00 ms   4.00 ms   4.00 ms   10.0 ms   10.0 ms   10.0 ms",
+        "connect       600 us    500 us    700 us    700 us    700 us    700 us    700 us",
+        "",
+        "              p99.99       max",
+        "latency      10.0 ms   10.0 ms",
+        "connect       700 us    700 us",
+    ]
+
+
+@given(st.lists(st.decimals("0.0001", "99.9999", places=4), min_size=1, max_size=19, unique=True))
+def test_every_percentile_that_is_taken_has_a_column_of_its_own(shares: list[Decimal]) -> None:
+    percentiles = parse_percentiles(",".join(f"{share:f}" for share in shares))
+    assert list(percentiles) == [float(share) for share in shares]
+    lines = summary(runs.fine(), percentiles).splitlines()
+    assert max(map(len, lines)) <= 80
+    names = [
+        word for line in lines for word in line.split() if word[0] == "p" and word[1:2].isdigit()
+    ]
+    assert [float(name[1:]) for name in names] == list(percentiles)
+
+
+def test_a_percentile_named_twice_is_shown_once() -> None:
+    assert parse_percentiles("50, 99.0,50,99") == (50.0, 99.0)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "fifty", "50,", "p50", "0", "0.0", "100", "-1", "nan", "1e1", "99.99999", "½", "50;99"],
+)
+def test_what_is_no_percentile_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is no percentile: expected"):
+        parse_percentiles(text)
+
+
+def test_more_percentiles_than_anybody_reads_are_refused() -> None:
+    parse_percentiles(",".join(map(str, range(1, 20))))
+    with pytest.raises(ValueError, match="20 percentiles: at most 19 are shown"):
+        parse_percentiles(",".join(map(str, range(1, 21))))
 
 
 def test_a_failed_run_names_its_errors_and_shows_wrong_replies() -> None:

@@ -7,6 +7,9 @@ from collections import Counter
 from dataclasses import fields
 from typing import Any
 
+import pytest
+
+from loadgen.hdr import decode
 from loadgen.histogram import Histogram
 from loadgen.tally import (
     MISMATCHES_KEPT,
@@ -123,6 +126,79 @@ def test_a_long_run_keeps_the_counts_of_few_seconds_and_the_figures_of_all() -> 
     assert [each.requests for each in tally.series] == list(range(1000))
     tally.add(in_second(0, verified=7))  # far too late for its own second, but not lost
     assert sum(each.requests for each in tally.series) == sum(range(1000)) + 7
+
+
+def test_each_second_has_all_that_is_told_of_it_when_it_is_over_as_before() -> None:
+    counts = filled(1)
+    counts.errors = Counter({"EOF": 2, "reset": 1})
+    tally = Tally()
+    tally.add(in_second(0))
+    tally.add(Snapshot(phase=Phase.MEASURING, elapsed=2.0, second=1, counts=counts))
+    open_ = tally.series[1]
+    assert (open_.start, open_.seconds) == (1.0, 1.0)
+    for name in ("failed", "wrong", "timed_out", "sent", "unsent", "late", "lost", "reconnected"):
+        assert getattr(open_, name) == getattr(counts, name) > 0
+    assert open_.requests == counts.verified
+    assert open_.in_flight == counts.in_flight_seconds
+    assert open_.errors == counts.errors
+    times = Histogram(counts.latency).percentiles([50, 90, 99, 99.9, 100])
+    assert [open_.p50, open_.p90, open_.p99, open_.p999, open_.max] == times
+    tally.add(in_second(2 + SECONDS_OPEN))
+    assert 1 not in tally._open
+    assert tally.series[1] == open_
+
+
+def test_the_last_second_is_as_long_as_it_was_measured() -> None:
+    tally = Tally()
+    tally.add(in_second(0, in_flight_seconds=3.0))
+    assert [(each.seconds, each.in_flight) for each in tally.series] == [(0.5, 6.0)]
+    tally.add(in_second(1, in_flight_seconds=1.0))
+    assert [(each.seconds, each.in_flight) for each in tally.series] == [(1.0, 3.0), (0.5, 2.0)]
+    tally.add(in_second(3))
+    tally.elapsed = 2.0  # an engine ran on a little
+    assert [each.seconds for each in tally.series] == [1.0, 1.0, 0.0, 0.0]
+    assert tally.series[3].in_flight == 0.0
+
+
+def test_what_failed_while_connecting_is_not_part_of_the_series() -> None:
+    tally = Tally()
+    for phase in (Phase.CONNECTING, Phase.READY, Phase.DONE):
+        counts = Counts(failed_to_connect=1, errors=Counter({"connect: refused": 1}))
+        tally.add(Snapshot(phase=phase, elapsed=0.0, counts=counts))
+    assert tally.series == []
+    tally.add(in_second(0, errors=Counter({"EOF": 1})))
+    assert [each.errors for each in tally.series] == [{"EOF": 1}]
+    assert tally.counts.errors == {"connect: refused": 3, "EOF": 1}
+
+
+def test_a_day_takes_some_megabytes() -> None:
+    tally = Tally()
+    for second in range(0, 86_401, 100):  # seconds in which nothing came are kept alike
+        tally.add(in_second(second, verified=10**9))
+    assert len(tally._over) * tally._over.itemsize < 15_000_000
+
+
+def test_histograms_of_each_second_are_kept_encoded_when_asked_for() -> None:
+    tally = Tally(keep_histograms=True)
+    recorded = Histogram()
+    recorded.record([1_000, 2_000])
+    for second in range(20):
+        tally.add(in_second(second, latency=recorded.counts))
+    tally.add(in_second(21, latency=recorded.counts, service=Counter({7: 2})))
+    encoded = list(tally.encoded())
+    assert [each.start for each in encoded] == [float(second) for second in range(22)]
+    assert [each.seconds for each in encoded] == [1.0] * 21 + [0.5]
+    assert decode(encoded[0].latency).counts == recorded.counts
+    assert (encoded[0].latency_max, encoded[0].service) == (2_000, None)
+    assert (decode(encoded[20].latency).counts, encoded[20].latency_max) == (Counter(), 0)
+    assert encoded[21].service is not None
+    assert decode(encoded[21].service).counts == {7: 2}
+    assert encoded[21].service_max == 7
+
+
+def test_histograms_of_each_second_are_not_kept_when_nobody_asked() -> None:
+    with pytest.raises(ValueError, match="were not kept"):
+        list(Tally().encoded())
 
 
 def test_only_the_first_mismatches_are_kept() -> None:
