@@ -103,6 +103,12 @@ def loadgen(
             "--json", metavar="FILE", help="Write the figures as JSON; - is standard output."
         ),
     ] = None,
+    html: Annotated[
+        str | None,
+        typer.Option(
+            "--html", metavar="FILE", help="Write a page with charts, to be opened in a browser."
+        ),
+    ] = None,
     arrivals: Annotated[
         Arrivals | None,
         typer.Option(
@@ -376,8 +382,12 @@ def loadgen(
             tls=_tls(server, tls_ca, tls_cert, tls_key, tls_server_name),
         )
         if json is not None:
-            _check_writable(json)
-        code = run(plan, site, lambda finished: _report(finished, json))
+            _check_writable("--json", json)
+        if html is not None:
+            if html == "-":
+                raise CommandError("--html: needs a file, as in --html run.html", EXIT_USAGE)
+            _check_writable("--html", html)
+        code = run(plan, site, lambda finished: _report(finished, json, html))
     except (PlanError, TrafficError) as error:
         raise CommandError(str(error), EXIT_USAGE) from error
     except (EmbeddedServerError, WorkerError) as error:
@@ -465,23 +475,32 @@ def _tls(
     return TlsPlan(server_name=server_name or target.host, authority=ca, certificate=cert, key=key)
 
 
-def _check_writable(path: str) -> None:
+def _check_writable(option: str, path: str) -> None:
     try:
         json_report.check_writable(path)
     except OSError as error:
-        raise CommandError(f"--json: cannot write {path}: {error.strerror}", EXIT_USAGE) from error
+        raise CommandError(
+            f"{option}: cannot write {path}: {error.strerror}", EXIT_USAGE
+        ) from error
 
 
-def _report(finished: Run, json: str | None) -> int:
+def _write_html(finished: Run, path: str) -> None:
+    from loadgen.report import html  # most do without
+
+    html.write(finished, path)
+
+
+def _report(finished: Run, json: str | None, html: str | None) -> int:
     """Print and save what a run came to; give the exit code."""
     # The file comes first: a reader of the summary who leaves early must not cost
     # it. Nor must a full disk cost the summary.
-    unsaved: OSError | None = None
-    if json is not None:
-        try:
-            json_report.write(finished, json)
-        except OSError as error:
-            unsaved = error
+    unsaved: tuple[str, OSError] | None = None
+    for path, write in ((json, json_report.write), (html, _write_html)):
+        if path is not None:
+            try:
+                write(finished, path)
+            except OSError as error:
+                unsaved = unsaved or (path, error)
     if finished.verdict.exit_code == EXIT_NO_CONNECTION:
         reasons = ", ".join(kind.removeprefix("connect: ") for kind in finished.tally.counts.errors)
         raise CommandError(
@@ -492,5 +511,6 @@ def _report(finished: Run, json: str | None) -> int:
     # Standard output belongs to the JSON where it is asked for there.
     print(summary(finished), file=sys.stderr if json == "-" else sys.stdout, flush=True)
     if unsaved is not None:
-        raise CommandError(f"cannot write {json}: {unsaved.strerror}", EXIT_FAILED) from unsaved
+        path, reason = unsaved
+        raise CommandError(f"cannot write {path}: {reason.strerror}", EXIT_FAILED) from reason
     return finished.verdict.exit_code
