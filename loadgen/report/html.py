@@ -172,11 +172,13 @@ def _over_time(run: Run) -> str:
         failed: list[tuple[float, float | None]] = [(each.middle, each.failed) for each in points]
         shown.append(
             parts.figure(
-                "Failed requests",
-                f"a second, the most of {_time(width)}" if merged else "a second",
+                "Failures",
+                f"requests in the worst second of {_time(width)}"
+                if merged
+                else "requests a second",
                 [Line("", failed)],
                 x,
-                charts.linear_axis(max(each.failed for each in points), _count),
+                charts.linear_axis(max(each.failed for each in points), _count, whole=True),
                 run.target,
                 tips=[Tip(b.start, b.end, f"{_at(b)}: {b.failed:,} failed") for b in points],
                 kind="failed",
@@ -213,7 +215,7 @@ def _latency_over_time(run: Run, points: Sequence[Bin], x: Axis, each: str) -> s
         return '<p class="quiet">No latency was measured.</p>\n'
     return parts.figure(
         "Latency",
-        ", ".join(filter(None, [each, "the highest p99 of it" if each else "", "log scale"])),
+        f"{each}: the middle p50, the highest p99; log scale" if each else "log scale",
         [
             Line("p50", [(b.middle, _log(b.p50)) for b in points]),
             Line("p99", [(b.middle, _log(b.p99)) for b in points]),

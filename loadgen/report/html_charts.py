@@ -182,16 +182,20 @@ def _add_tips(svg: ET.Element, plot: ET.Element, x: Axis, tips: Iterable[Tip]) -
         ET.SubElement(rect, "title").text = visible(tip.text)
 
 
-def linear_axis(most: float, label: Callable[[float], str], *, low: float = 0.0) -> Axis:
-    """From ``low`` to a round number that is at least ``most``.
+def linear_axis(most: float, label: Callable[[float], str], *, whole: bool = False) -> Axis:
+    """From 0 to a round number that is at least ``most``; ``whole`` has no label between integers.
 
     >>> linear_axis(86_103, "{:,.0f}".format).ticks[-1]
     (100000.0, '100,000')
+    >>> [label for _, label in linear_axis(2, "{:g}".format, whole=True).ticks]
+    ['0', '1', '2']
     """
     step = nice_step(max(most, 1e-9), 5)
+    if whole:
+        step = max(1.0, step)
     count = max(1, math.ceil(most / step - 1e-9))
-    ticks = [round(low + at * step, 9) for at in range(count + 1)]
-    return Axis(low, ticks[-1], [(at, label(at)) for at in ticks])
+    ticks = [round(at * step, 9) for at in range(count + 1)]
+    return Axis(0.0, ticks[-1], [(at, label(at)) for at in ticks])
 
 
 def nice_step(span: float, most: int, steps: Sequence[float] = (1, 2, 5, 10)) -> float:

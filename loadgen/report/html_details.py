@@ -44,7 +44,10 @@ def split(run: Run) -> str:
         ("Processes", f"{run.workers:,}"),
         ("Processor time", f"{loader.cpu_percent:.0f} % of a core each"),
         ("In flight", f"{loader.in_flight:,.1f} requests on average"),
-        ("Rate times latency", f"{loader.rate_times_latency:,.1f} (Little's law: the same)"),
+        (
+            "Rate times latency",
+            f"{loader.rate_times_latency:,.1f} (Little's law: as many as in flight)",
+        ),
     ]
     if lag:
         rows.append(("Schedule lag p99", _time(lag.percentile(99) / 1e9)))
@@ -62,9 +65,10 @@ def errors(run: Run) -> str:
     if len(kinds) > _ROWS:
         rest = kinds[_ROWS:]
         rows.append([f"{len(rest):,} more kinds", f"{sum(number for _, number in rest):,}"])
+    words = "What ended connections, or kept them from being made."
+    table = parts.table(["kind", "count"], rows)
     return parts.section(
-        "Errors by kind",
-        parts.table(["what ended connections, or kept them from being made", ""], rows),
+        "Errors by kind", f'<div class="narrow"><p class="quiet">{words}</p>\n{table}</div>\n'
     )
 
 
