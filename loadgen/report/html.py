@@ -215,7 +215,7 @@ def _latency_over_time(run: Run, points: Sequence[Bin], x: Axis, each: str) -> s
         return '<p class="quiet">No latency was measured.</p>\n'
     return parts.figure(
         "Latency",
-        f"{each}: the middle p50, the highest p99; log scale" if each else "log scale",
+        f"{each}: middle p50, highest p99; log scale" if each else "log scale",
         [
             Line("p50", [(b.middle, _log(b.p50)) for b in points]),
             Line("p99", [(b.middle, _log(b.p99)) for b in points]),

@@ -9,6 +9,7 @@ choose their own labels, so values come as logarithms with labels to match.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -95,6 +96,9 @@ def _drawn(lines: Iterable[Line], x: Axis, y: Axis) -> ET.Element:
     import pygal  # type: ignore[import-untyped]  # takes its time, and only this report needs it
     from pygal.style import Style  # type: ignore[import-untyped]
 
+    # It leaves a finder for its maps behind, of a kind that Python 3.11 warns of at every
+    # later import and newer ones ignore.
+    sys.meta_path[:] = [each for each in sys.meta_path if type(each).__module__ != "pygal"]
     figure = pygal.XY(
         js=[],
         css=[],
@@ -141,9 +145,12 @@ def _with_dots(
 def _bare(element: ET.Element) -> ET.Element:
     """An element without what only pygal's own scripts use."""
     bare = ET.Element(element.tag.removeprefix(_SVG))
-    for name, value in element.attrib.items():
+    for name, value in sorted(element.attrib.items()):  # class before d
         if name == "d":
             bare.set(name, _rounded(value))
+            start, _, end = bare.get("d", "")[1:].partition(" L")
+            if start == end:
+                bare.set("class", "dot")
         elif name in ("class", "x", "y", "width", "height", "transform") and value:
             bare.set(name, value if name in ("class", "transform") else f"{float(value):.1f}")
     if element.text:

@@ -17,7 +17,7 @@ _ROWS: Final = 50
 """Kinds of errors, and stages of a plan, that are shown."""
 _BEFORE: Final = 8
 """Bytes shown before the one that differs."""
-_BYTES: Final = 48
+_BYTES: Final = 32
 """Bytes shown of a request, and of a reply from a little before it differs."""
 
 

@@ -272,6 +272,22 @@ def test_seconds_without_a_reply_are_gaps_and_a_second_between_them_is_a_dot() -
     assert len(lines_of(over_time)) == 4  # for p50 and p99, a dot and a line each
 
 
+def test_a_run_without_any_reply_has_a_throughput_of_nought_over_time() -> None:
+    run = runs.finished(runs.snapshots(Counts(held=1, sent=1), Counts(timed_out=1)))
+    document = page(run)
+    [throughput] = svgs(document)
+    [line] = lines_of(throughput)
+    assert len(line.split()) == 4, "two points, at the bottom"
+    assert "No latency was measured" in document
+
+
+def test_a_run_of_one_second_has_dots_that_can_be_seen() -> None:
+    [throughput, latency, *_] = svgs(page(runs.open_loop()))
+    for svg in (throughput, latency):
+        series = [each for each in svg.iter("g") if "series" in each.get("class", "")]
+        assert [path.get("class") for each in series for path in each] == ["dot"] * len(series)
+
+
 def test_the_percentile_curve_ends_at_the_highest_value() -> None:
     histogram = Histogram()
     histogram.record([7])
@@ -398,6 +414,18 @@ def test_a_page_that_cannot_be_written_after_the_run_costs_no_summary(
 def test_the_command_starts_without_what_draws_charts() -> None:
     program = "import sys, loadgen.cli; sys.exit('pygal' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+def test_drawing_leaves_no_finder_behind_that_later_imports_warn_of() -> None:
+    program = (
+        "import sys\n"
+        "from loadgen.report.html_charts import Axis, Line, chart\n"
+        "axis = Axis(0.0, 1.0, [(0.0, '0')])\n"
+        "chart([Line('', [(0.0, 1.0)])], axis, axis, label='')\n"
+        "assert 'pygal' in sys.modules\n"
+        "sys.exit(not all(hasattr(each, 'find_spec') for each in sys.meta_path))\n"
+    )
+    assert subprocess.run([sys.executable, "-W", "error", "-c", program]).returncode == 0
 
 
 def browse(page_file: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
