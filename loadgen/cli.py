@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -13,8 +13,7 @@ import typer
 
 from loadgen.embedded import EmbeddedServerError
 from loadgen.plan import Plan, PlanError, TlsPlan, parse_rate, parse_stages
-from loadgen.report import Run, files, hdrlog
-from loadgen.report import csv as csv_report
+from loadgen.report import Run, files, outputs
 from loadgen.report import json as json_report
 from loadgen.report.terminal import SHOWN, parse_percentiles, summary
 from loadgen.running import Site, run
@@ -106,6 +105,12 @@ def loadgen(
         str | None,
         typer.Option(
             "--json", metavar="FILE", help="Write the figures as JSON; - is standard output."
+        ),
+    ] = None,
+    html: Annotated[
+        str | None,
+        typer.Option(
+            "--html", metavar="FILE", help="Write a page with charts, to be opened in a browser."
         ),
     ] = None,
     arrivals: Annotated[
@@ -448,13 +453,16 @@ def loadgen(
         if abort_on_fail and not thresholds:
             raise CommandError("--abort-on-fail: needs --fail-if", EXIT_USAGE)
         shown = _optional("--percentiles", parse_percentiles, percentiles)
-        named = {"--json": json, "--csv": csv, "--hgrm": hgrm, "--hlog": hlog}
-        outputs = {option: path for option, path in named.items() if path is not None}
-        _check_outputs(outputs)
+        named = {"--json": json, "--html": html, "--csv": csv, "--hgrm": hgrm, "--hlog": hlog}
+        chosen = {option: path for option, path in named.items() if path is not None}
+        try:
+            outputs.check(chosen)
+        except ValueError as error:
+            raise CommandError(str(error), EXIT_USAGE) from error
         code = run(
             plan,
             site,
-            lambda finished: _report(finished, outputs, shown),
+            lambda finished: _report(finished, chosen, shown),
             thresholds=thresholds,
             abort_on_fail=abort_on_fail,
             observers=[] if json is None else [json_report.Checkpoint(json, shown or ())],
@@ -547,25 +555,11 @@ def _tls(
     return TlsPlan(server_name=server_name or target.host, authority=ca, certificate=cert, key=key)
 
 
-def _check_outputs(outputs: Mapping[str, str]) -> None:
-    for option, path in outputs.items():
-        try:
-            files.check_writable(path)
-        except OSError as error:
-            raise CommandError(
-                f"{option}: cannot write {path}: {error.strerror}", EXIT_USAGE
-            ) from error
-    try:
-        files.check_apart(outputs)
-    except ValueError as error:
-        raise CommandError(str(error), EXIT_USAGE) from error
-
-
-def _report(finished: Run, outputs: Mapping[str, str], percentiles: Sequence[float] | None) -> int:
+def _report(finished: Run, chosen: Mapping[str, str], percentiles: Sequence[float] | None) -> int:
     """Print and save what a run came to; give the exit code."""
     # The files come first: a reader of the summary who leaves early must not cost
     # them. Nor must a full disk cost the summary.
-    unsaved = _save(finished, outputs, percentiles or ())
+    unsaved = outputs.save(finished, chosen, percentiles or ())
     if finished.verdict.exit_code == EXIT_NO_CONNECTION:
         reasons = ", ".join(kind.removeprefix("connect: ") for kind in finished.tally.counts.errors)
         raise CommandError(
@@ -574,26 +568,8 @@ def _report(finished: Run, outputs: Mapping[str, str], percentiles: Sequence[flo
             EXIT_NO_CONNECTION,
         )
     # Standard output belongs to the file that is asked for there.
-    stream = sys.stderr if files.STDOUT in outputs.values() else sys.stdout
+    stream = sys.stderr if files.STDOUT in chosen.values() else sys.stdout
     print(summary(finished, percentiles or SHOWN), file=stream, flush=True)
     if unsaved:
         raise CommandError("; ".join(unsaved), EXIT_FAILED)
     return finished.verdict.exit_code
-
-
-def _save(finished: Run, outputs: Mapping[str, str], percentiles: Sequence[float]) -> list[str]:
-    """Write all that was asked for; what could not be written, and why."""
-    forms: dict[str, Callable[[], Iterator[str]]] = {
-        "--json": lambda: json_report.text(finished, percentiles),
-        "--csv": lambda: csv_report.series(finished),
-        "--hgrm": lambda: hdrlog.hgrm(finished),
-        "--hlog": lambda: hdrlog.hlog(finished),
-    }
-    unsaved = []
-    # Standard output at last: its reader may have gone.
-    for option, path in sorted(outputs.items(), key=lambda output: output[1] == files.STDOUT):
-        try:
-            files.write(path, forms[option]())
-        except OSError as error:
-            unsaved.append(f"cannot write {path}: {error.strerror}")
-    return unsaved

@@ -155,23 +155,28 @@ class Interval:
     """
 
     start: float
-    seconds: float
-    requests: int
-    failed: int
-    wrong: int
-    timed_out: int
-    sent: int
-    unsent: int
-    late: int
-    lost: int
-    reconnected: int
-    in_flight: float
-    p50: int | None
-    p90: int | None
-    p99: int | None
-    p999: int | None
-    max: int | None
-    errors: dict[str, int]
+    seconds: float = 1.0
+    requests: int = 0
+    failed: int = 0
+    wrong: int = 0
+    timed_out: int = 0
+    sent: int = 0
+    unsent: int = 0
+    late: int = 0
+    lost: int = 0
+    reconnected: int = 0
+    in_flight: float = 0.0
+    p50: int | None = None
+    p90: int | None = None
+    p99: int | None = None
+    p999: int | None = None
+    max: int | None = None
+    errors: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def bad(self) -> int:
+        """Requests that came to nothing good: wrong, failed or timed out."""
+        return self.wrong + self.failed + self.timed_out
 
 
 @dataclass(frozen=True, slots=True)
