@@ -103,6 +103,18 @@ def loadgen(
             "--json", metavar="FILE", help="Write the figures as JSON; - is standard output."
         ),
     ] = None,
+    quiet: Annotated[
+        bool,
+        typer.Option("--quiet", "-q", help="Print nothing but the last line, and errors."),
+    ] = False,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            "--metrics",
+            metavar="HOST:PORT",
+            help="Serve live figures for Prometheus there while the run goes on.",
+        ),
+    ] = None,
     arrivals: Annotated[
         Arrivals | None,
         typer.Option(
@@ -377,7 +389,13 @@ def loadgen(
         )
         if json is not None:
             _check_writable(json)
-        code = run(plan, site, lambda finished: _report(finished, json))
+        code = run(
+            plan,
+            site,
+            lambda finished: _report(finished, json, quiet),
+            quiet=quiet,
+            metrics=metrics,
+        )
     except (PlanError, TrafficError) as error:
         raise CommandError(str(error), EXIT_USAGE) from error
     except (EmbeddedServerError, WorkerError) as error:
@@ -472,7 +490,7 @@ def _check_writable(path: str) -> None:
         raise CommandError(f"--json: cannot write {path}: {error.strerror}", EXIT_USAGE) from error
 
 
-def _report(finished: Run, json: str | None) -> int:
+def _report(finished: Run, json: str | None, quiet: bool) -> int:
     """Print and save what a run came to; give the exit code."""
     # The file comes first: a reader of the summary who leaves early must not cost
     # it. Nor must a full disk cost the summary.
@@ -490,7 +508,8 @@ def _report(finished: Run, json: str | None) -> int:
             EXIT_NO_CONNECTION,
         )
     # Standard output belongs to the JSON where it is asked for there.
-    print(summary(finished), file=sys.stderr if json == "-" else sys.stdout, flush=True)
+    text = finished.verdict.text if quiet else summary(finished)
+    print(text, file=sys.stderr if json == "-" else sys.stdout, flush=True)
     if unsaved is not None:
         raise CommandError(f"cannot write {json}: {unsaved.strerror}", EXIT_FAILED) from unsaved
     return finished.verdict.exit_code

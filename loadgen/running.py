@@ -13,9 +13,10 @@ from typing import Final, TypeVar
 
 from loadgen import preflight
 from loadgen.embedded import embedded_server
+from loadgen.metrics import served_metrics
 from loadgen.plan import Job, Plan, TlsPlan
 from loadgen.report import Run
-from loadgen.report.progress import live_progress
+from loadgen.report.progress import live_progress, no_progress
 from loadgen.tally import Tally
 from loadgen.verdict import EXIT_NO_CONNECTION, examine, judge
 from loadgen.workers import Workers
@@ -46,14 +47,28 @@ class Site:
     tls: TlsPlan | None = None
 
 
-def run(plan: Plan, site: Site, report: Callable[[Run], T]) -> T:
+def run(
+    plan: Plan,
+    site: Site,
+    report: Callable[[Run], T],
+    *,
+    quiet: bool = False,
+    metrics: str | None = None,
+) -> T:
     """Run a plan and give what ``report`` makes of it.
 
     The first SIGINT or SIGTERM ends it early, with a report; the second at once.
 
+    Args:
+        plan: what to do.
+        site: where.
+        report: takes what was measured.
+        quiet: whether nothing is told of it while it goes on.
+        metrics: HOST:PORT to serve live figures at.
+
     Raises:
         PlanError, TrafficError: this machine cannot run it.
-        CommandError: the host is unknown.
+        CommandError: the host is unknown, or metrics cannot be served.
         EmbeddedServerError, WorkerError: a process failed; why stands on stderr.
         KeyboardInterrupt: a second signal came.
     """
@@ -62,11 +77,15 @@ def run(plan: Plan, site: Site, report: Callable[[Run], T]) -> T:
     shares = [plan.share(worker, workers) for worker in range(workers)]
     messages = plan.traffic.build(plan.seed, plan.in_flight)
     with contextlib.ExitStack() as stack:
+        publish = stack.enter_context(
+            no_progress() if metrics is None else served_metrics(metrics, plan)
+        )
         target = site.target
         if target is None:
             # Its limit of open files is the one that the check above has raised.
             target = stack.enter_context(embedded_server())
-            print(f"no --target: started the bundled server on {target}", file=sys.stderr)
+            if not quiet:
+                print(f"no --target: started the bundled server on {target}", file=sys.stderr)
         try:
             address = preflight.resolve(target)
         except OSError as error:
@@ -94,9 +113,10 @@ def run(plan: Plan, site: Site, report: Callable[[Run], T]) -> T:
         tally = Tally()
         started_at = datetime.now(UTC)
         with Workers(jobs) as engines, _interrupts_stop(engines) as interrupted:
-            with live_progress(plan) as draw:
+            with no_progress() if quiet else live_progress(plan) as draw:
                 for snapshot in engines:
                     tally.add(snapshot)
+                    publish(tally)
                     draw(tally)
             # Reported before anything is waited for, so that a further Ctrl-C
             # cannot lose what was measured.

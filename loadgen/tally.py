@@ -135,7 +135,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """One second of the series.
+    """One second of the series, or what ``Tally.last`` gives of several.
 
     Attributes:
         start: seconds measured when it began.
@@ -151,12 +151,19 @@ class Interval:
     p99: int | None
 
     @classmethod
-    def of(cls, second: int, counts: Counts) -> Interval:
-        """What is kept of a second's counts."""
+    def of(cls, second: int, *counts: Counts) -> Interval:
+        """What is kept of a second's counts, or of those of several from that one on."""
         p50, p99 = None, None
-        if counts.latency:
-            p50, p99 = Histogram(counts.latency).percentiles([50, 99])
-        return cls(float(second), counts.verified, counts.failed, p50, p99)
+        latency = Histogram(counts[0].latency)
+        for each in counts[1:]:
+            latency.merge(each.latency)
+        if latency:
+            p50, p99 = latency.percentiles([50, 99])
+        verified, failed = (
+            sum(each.verified for each in counts),
+            sum(each.failed for each in counts),
+        )
+        return cls(float(second), verified, failed, p50, p99)
 
 
 class Tally:
@@ -185,6 +192,7 @@ class Tally:
         # Only the last seconds are kept with all their counts, in case an
         # engine is late: the memory of a tally hardly grows with the run.
         self._open: dict[int, Counts] = {}
+        self._last: dict[int, Interval] = {}  # by how many seconds; until more is counted for them
 
     def add(self, snapshot: Snapshot) -> None:
         """Add one snapshot, of any engine."""
@@ -195,6 +203,8 @@ class Tally:
         self.mismatches += snapshot.mismatches[:room]
         if snapshot.phase is not Phase.CONNECTING:
             second = max(snapshot.second, len(self._over))
+            if second not in self._open or second != max(self._open):
+                self._last.clear()
             self._open.setdefault(second, Counts()).add(snapshot.counts)
             while len(self._over) < second - SECONDS_OPEN:
                 first = len(self._over)
@@ -207,6 +217,37 @@ class Tally:
         return self._over + [
             Interval.of(second, self._open.get(second, Counts()))
             for second in range(len(self._over), end)
+        ]
+
+    def last(self, seconds: int = 1) -> Interval | None:
+        """The last full second, or so many together; None before the first is over.
+
+        A second is over when something of a later one is counted. An engine that
+        is later than that still counts, when it comes. Cheap: nothing is computed
+        twice, and nothing of the rest of the series.
+
+        Args:
+            seconds: how many, at most ``SECONDS_OPEN``; fewer if there were not so many.
+        """
+        if not 1 <= seconds <= SECONDS_OPEN:
+            raise ValueError(f"{seconds} seconds: 1 to {SECONDS_OPEN} are kept")
+        end = max(self._open, default=0)
+        if not end:
+            return None
+        if seconds not in self._last:
+            start = max(0, end - seconds)
+            counts = [self._open.get(second, Counts()) for second in range(start, end)]
+            self._last[seconds] = Interval.of(start, *counts)
+        return self._last[seconds]
+
+    def requests_by_second(self, seconds: int) -> list[int]:
+        """Replies verified in each of the last full seconds, at most so many, in order."""
+        end = max(self._open, default=0)
+        return [
+            self._over[second].requests
+            if second < len(self._over)
+            else self._open.get(second, Counts()).verified
+            for second in range(max(0, end - seconds), end)
         ]
 
     @property
