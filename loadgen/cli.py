@@ -113,6 +113,18 @@ def loadgen(
             "--html", metavar="FILE", help="Write a page with charts, to be opened in a browser."
         ),
     ] = None,
+    quiet: Annotated[
+        bool,
+        typer.Option("--quiet", "-q", help="Print nothing but the last line, and errors."),
+    ] = False,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            "--metrics",
+            metavar="HOST:PORT",
+            help="Serve live figures for Prometheus there while the run goes on.",
+        ),
+    ] = None,
     arrivals: Annotated[
         Arrivals | None,
         typer.Option(
@@ -462,11 +474,13 @@ def loadgen(
         code = run(
             plan,
             site,
-            lambda finished: _report(finished, chosen, shown),
+            lambda finished: _report(finished, chosen, shown, quiet=quiet),
             thresholds=thresholds,
             abort_on_fail=abort_on_fail,
             observers=[] if json is None else [json_report.Checkpoint(json, shown or ())],
             keep_histograms=hlog is not None,
+            quiet=quiet,
+            metrics=metrics,
         )
     except (PlanError, TrafficError) as error:
         raise CommandError(str(error), EXIT_USAGE) from error
@@ -555,7 +569,13 @@ def _tls(
     return TlsPlan(server_name=server_name or target.host, authority=ca, certificate=cert, key=key)
 
 
-def _report(finished: Run, chosen: Mapping[str, str], percentiles: Sequence[float] | None) -> int:
+def _report(
+    finished: Run,
+    chosen: Mapping[str, str],
+    percentiles: Sequence[float] | None,
+    *,
+    quiet: bool,
+) -> int:
     """Print and save what a run came to; give the exit code."""
     # The files come first: a reader of the summary who leaves early must not cost
     # them. Nor must a full disk cost the summary.
@@ -569,7 +589,8 @@ def _report(finished: Run, chosen: Mapping[str, str], percentiles: Sequence[floa
         )
     # Standard output belongs to the file that is asked for there.
     stream = sys.stderr if files.STDOUT in chosen.values() else sys.stdout
-    print(summary(finished, percentiles or SHOWN), file=stream, flush=True)
+    text = finished.verdict.text if quiet else summary(finished, percentiles or SHOWN)
+    print(text, file=stream, flush=True)
     if unsaved:
         raise CommandError("; ".join(unsaved), EXIT_FAILED)
     return finished.verdict.exit_code

@@ -13,9 +13,10 @@ from typing import Final, TypeAlias, TypeVar
 
 from loadgen import preflight
 from loadgen.embedded import embedded_server
+from loadgen.metrics import served_metrics
 from loadgen.plan import Job, Plan, TlsPlan
 from loadgen.report import Run
-from loadgen.report.progress import live_progress
+from loadgen.report.progress import live_progress, no_progress
 from loadgen.tally import Tally
 from loadgen.thresholds import Threshold, check, evaluate
 from loadgen.traffic import Message
@@ -61,6 +62,8 @@ def run(
     abort_on_fail: bool = False,
     observers: Sequence[Observer] = (),
     keep_histograms: bool = False,
+    quiet: bool = False,
+    metrics: str | None = None,
 ) -> T:
     """Run a plan and give what ``report`` makes of it.
 
@@ -72,11 +75,13 @@ def run(
         observers: to be called while it goes on. They must not block: what they
             raise ends the run.
         keep_histograms: whether the tally keeps the latencies of each second.
+        quiet: whether nothing is told of it while it goes on.
+        metrics: HOST:PORT to serve live figures at.
 
     Raises:
         PlanError, TrafficError: this machine cannot run it, or does not measure
             what a threshold is on.
-        CommandError: the host is unknown.
+        CommandError: the host is unknown, or metrics cannot be served.
         EmbeddedServerError, WorkerError: a process failed; why stands on stderr.
         KeyboardInterrupt: a second signal came.
     """
@@ -86,11 +91,15 @@ def run(
     shares = [plan.share(worker, workers) for worker in range(workers)]
     messages = plan.traffic.build(plan.seed, plan.in_flight)
     with contextlib.ExitStack() as stack:
+        publish = stack.enter_context(
+            no_progress() if metrics is None else served_metrics(metrics, plan)
+        )
         target = site.target
         if target is None:
             # Its limit of open files is the one that the check above has raised.
             target = stack.enter_context(embedded_server())
-            print(f"no --target: started the bundled server on {target}", file=sys.stderr)
+            if not quiet:
+                print(f"no --target: started the bundled server on {target}", file=sys.stderr)
         jobs = _jobs(plan, shares, messages, site, target)
         tally = Tally(keep_histograms=keep_histograms)
         watch = Watch(thresholds if abort_on_fail else (), plan, workers)
@@ -124,7 +133,7 @@ def run(
             )
 
         with Workers(jobs) as engines, _interrupts_stop(engines) as interrupted:
-            with live_progress(plan) as draw:
+            with no_progress() if quiet else live_progress(plan) as draw:
                 for snapshot in engines:
                     tally.add(snapshot)
                     if tally.measured_from is None and snapshot.elapsed:
@@ -133,6 +142,7 @@ def run(
                     if watch.look(snapshot, tally):
                         aborted_at = tally.elapsed
                         engines.stop()
+                    publish(tally)
                     draw(tally)
                     for observe in observers:
                         observe(tally, lambda: summed_up(ended=False, interrupted=True))

@@ -11,7 +11,7 @@ import sys
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from typing import Final
 
@@ -140,7 +140,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
-    """One second of the series.
+    """One second of the series, or what ``Tally.last`` gives of several.
 
     What ``Counts`` has under the same name, in this second alone, and:
 
@@ -270,6 +270,7 @@ class Tally:
         # engine is late: the memory of a tally hardly grows with the run.
         self._open: dict[int, Counts] = {}
         self._seconds_over = 0
+        self._last: dict[int, Interval] = {}  # by how many seconds; until more is counted for them
 
     def add(self, snapshot: Snapshot) -> None:
         """Add one snapshot, of any engine."""
@@ -280,6 +281,8 @@ class Tally:
         self.mismatches += snapshot.mismatches[:room]
         if snapshot.elapsed:  # else it is of the connecting, or of the warm-up
             second = max(snapshot.second, self._seconds_over)
+            if second not in self._open or second != max(self._open):
+                self._last.clear()
             self._open.setdefault(second, Counts()).add(snapshot.counts)
             while self._seconds_over < second - SECONDS_OPEN:
                 self._close(self._open.pop(self._seconds_over, Counts()))
@@ -353,6 +356,39 @@ class Tally:
             max=highest,
             errors=dict(errors),
         )
+
+    def last(self, seconds: int = 1) -> Interval | None:
+        """The last full second, or so many together; None before the first is over.
+
+        A second is over when something of a later one is counted. An engine that
+        is later than that still counts, when it comes. Cheap: nothing is computed
+        twice, and nothing of the rest of the series.
+
+        Args:
+            seconds: how many, at most ``SECONDS_OPEN``; fewer if there were not so many.
+        """
+        if not 1 <= seconds <= SECONDS_OPEN:
+            raise ValueError(f"{seconds} seconds: 1 to {SECONDS_OPEN} are kept")
+        end = max(self._open, default=0)
+        if not end:
+            return None
+        if seconds not in self._last:
+            start, counts = max(0, end - seconds), Counts()
+            for second in range(start, end):
+                counts.add(self._open.get(second, Counts()))
+            together = self._interval(start, _figures(counts), counts.errors)
+            self._last[seconds] = replace(together, seconds=float(end - start))
+        return self._last[seconds]
+
+    def requests_by_second(self, seconds: int) -> list[int]:
+        """Replies verified in each of the last full seconds, at most so many, in order."""
+        end = max(self._open, default=0)
+        return [
+            self._over[second * _COLUMNS]  # the first column
+            if second < self._seconds_over
+            else self._open.get(second, Counts()).verified
+            for second in range(max(0, end - seconds), end)
+        ]
 
     @property
     def latency(self) -> Histogram:

@@ -22,6 +22,7 @@ from support.counted import distinct
 from support.forked import exit_code, in_child
 
 import nbnet.board
+import nbnet.http_metrics
 import nbnet.metrics
 from nbnet import __version__
 from nbnet.board import Board, MetricsUnavailable
@@ -353,7 +354,7 @@ def test_a_peer_that_is_gone_is_no_matter(
 
 def test_a_lack_of_descriptors_passes(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
     """Accepting pauses: a loop at full speed would take the time of others."""
-    monkeypatch.setattr(nbnet.metrics, "_PAUSE", 0.01)
+    monkeypatch.setattr(nbnet.http_metrics, "_PAUSE", 0.01)
     server = MetricsServer(board, "127.0.0.1", 0, threads=1)
     listener, failures = server._listeners[0], iter([24, 23, 103])
 
