@@ -16,7 +16,7 @@ from loadgen.embedded import embedded_server
 from loadgen.plan import Job, Plan, TlsPlan
 from loadgen.report import Run
 from loadgen.report.progress import live_progress
-from loadgen.tally import Tally
+from loadgen.tally import Snapshot, Tally
 from loadgen.verdict import EXIT_NO_CONNECTION, examine, judge
 from loadgen.workers import Workers
 from nbnet.command import CommandError
@@ -46,8 +46,17 @@ class Site:
     tls: TlsPlan | None = None
 
 
-def run(plan: Plan, site: Site, report: Callable[[Run], T]) -> T:
+def run(
+    plan: Plan,
+    site: Site,
+    report: Callable[[Run], T],
+    *,
+    watch: Callable[[Snapshot], None] = lambda _: None,
+) -> T:
     """Run a plan and give what ``report`` makes of it.
+
+    Whatever else is to happen meanwhile, ``watch`` may do: it is given each
+    snapshot as it comes, and is not to take long.
 
     The first SIGINT or SIGTERM ends it early, with a report; the second at once.
 
@@ -97,6 +106,7 @@ def run(plan: Plan, site: Site, report: Callable[[Run], T]) -> T:
             with live_progress(plan) as draw:
                 for snapshot in engines:
                     tally.add(snapshot)
+                    watch(snapshot)
                     draw(tally)
             # Reported before anything is waited for, so that a further Ctrl-C
             # cannot lose what was measured.

@@ -144,7 +144,11 @@ def write(run: Run, path: str) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    text = json.dumps(document(run), indent=2) + "\n"
+    write_text(json.dumps(document(run), indent=2) + "\n", path)
+
+
+def write_text(text: str, path: str) -> None:
+    """Write a text as ``write`` does."""
     if path == "-":
         sys.stdout.write(text)
         sys.stdout.flush()
