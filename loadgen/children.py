@@ -20,11 +20,14 @@ STOP_SECONDS: Final = 3.0
 """How long a child may take to end by itself before it is killed."""
 
 
-def start(module: str) -> subprocess.Popen[bytes]:
-    """Run a module of this package, with pipes to its standard input and output."""
+def start(module: str, *arguments: str) -> subprocess.Popen[bytes]:
+    """Run a module of this package, with pipes to its standard input and output.
+
+    Its ``sys.argv[2:]`` are the arguments.
+    """
     return subprocess.Popen(
         # -P: what lies in the current directory is not to be imported.
-        [sys.executable, "-P", "-m", module, str(os.getpid())],
+        [sys.executable, "-P", "-m", module, str(os.getpid()), *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,

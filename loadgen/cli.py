@@ -11,6 +11,8 @@ from typing import Annotated, TypeVar
 
 import typer
 
+from loadgen.commands import TAKES_LOADS
+from loadgen.commands.chaos import chaos
 from loadgen.embedded import EmbeddedServerError
 from loadgen.plan import Plan, PlanError, TlsPlan, parse_rate, parse_stages
 from loadgen.report import Run, files, outputs
@@ -594,3 +596,6 @@ def _report(
     if unsaved:
         raise CommandError("; ".join(unsaved), EXIT_FAILED)
     return finished.verdict.exit_code
+
+
+app.command("chaos", context_settings=TAKES_LOADS)(chaos)

@@ -17,7 +17,7 @@ from loadgen.metrics import served_metrics
 from loadgen.plan import Job, Plan, TlsPlan
 from loadgen.report import Run
 from loadgen.report.progress import live_progress, no_progress
-from loadgen.tally import Tally
+from loadgen.tally import Snapshot, Tally
 from loadgen.thresholds import Threshold, check, evaluate
 from loadgen.traffic import Message
 from loadgen.verdict import EXIT_NO_CONNECTION, Verdict, examine, judge
@@ -61,6 +61,7 @@ def run(
     thresholds: Sequence[Threshold] = (),
     abort_on_fail: bool = False,
     observers: Sequence[Observer] = (),
+    on_snapshot: Callable[[Snapshot], None] = lambda _: None,
     keep_histograms: bool = False,
     quiet: bool = False,
     metrics: str | None = None,
@@ -74,6 +75,7 @@ def run(
         abort_on_fail: whether the first that it has not ends it, with a report.
         observers: to be called while it goes on. They must not block: what they
             raise ends the run.
+        on_snapshot: is given each snapshot as it comes, under the same rules.
         keep_histograms: whether the tally keeps the latencies of each second.
         quiet: whether nothing is told of it while it goes on.
         metrics: HOST:PORT to serve live figures at.
@@ -136,6 +138,7 @@ def run(
             with no_progress() if quiet else live_progress(plan) as draw:
                 for snapshot in engines:
                     tally.add(snapshot)
+                    on_snapshot(snapshot)
                     if tally.measured_from is None and snapshot.elapsed:
                         measured = timedelta(seconds=snapshot.elapsed)
                         tally.measured_from = datetime.now(UTC) - measured
