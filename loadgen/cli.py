@@ -11,7 +11,8 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from loadgen.commands import TAKES_LOADS
+from loadgen.commands import TAKES_LOADS, check_outputs
+from loadgen.commands.capacity import capacity
 from loadgen.commands.chaos import chaos
 from loadgen.embedded import EmbeddedServerError
 from loadgen.plan import Plan, PlanError, TlsPlan, parse_rate, parse_stages
@@ -469,10 +470,7 @@ def loadgen(
         shown = _optional("--percentiles", parse_percentiles, percentiles)
         named = {"--json": json, "--html": html, "--csv": csv, "--hgrm": hgrm, "--hlog": hlog}
         chosen = {option: path for option, path in named.items() if path is not None}
-        try:
-            outputs.check(chosen)
-        except ValueError as error:
-            raise CommandError(str(error), EXIT_USAGE) from error
+        check_outputs(chosen)
         code = run(
             plan,
             site,
@@ -598,4 +596,5 @@ def _report(
     return finished.verdict.exit_code
 
 
+app.command("capacity", context_settings=TAKES_LOADS)(capacity)
 app.command("chaos", context_settings=TAKES_LOADS)(chaos)

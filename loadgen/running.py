@@ -6,7 +6,7 @@ import contextlib
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from types import FrameType
 from typing import Final, TypeAlias, TypeVar
@@ -45,12 +45,14 @@ class Site:
         workers: how many processes; None takes as many as there are cores free.
         sources: addresses of this machine to connect from.
         tls: how to encrypt; None does not.
+        embedded: whether the target is the bundled server, see ``standing``.
     """
 
     target: Address | None = None
     workers: int | None = 1
     sources: tuple[str, ...] = ()
     tls: TlsPlan | None = None
+    embedded: bool = False
 
 
 def run(
@@ -88,20 +90,17 @@ def run(
         KeyboardInterrupt: a second signal came.
     """
     check(thresholds, plan)
-    workers = site.workers or spare_workers(plan, embedded=site.target is None)
-    preflight.check_machine(plan, workers, embedded=site.target is None)
+    embedded = site.embedded or site.target is None
+    workers = site.workers or spare_workers(plan, embedded=embedded)
+    preflight.check_machine(plan, workers, embedded=embedded)
     shares = [plan.share(worker, workers) for worker in range(workers)]
     messages = plan.traffic.build(plan.seed, plan.in_flight)
     with contextlib.ExitStack() as stack:
         publish = stack.enter_context(
             no_progress() if metrics is None else served_metrics(metrics, plan)
         )
-        target = site.target
-        if target is None:
-            # Its limit of open files is the one that the check above has raised.
-            target = stack.enter_context(embedded_server())
-            if not quiet:
-                print(f"no --target: started the bundled server on {target}", file=sys.stderr)
+        # The bundled server's limit of open files is the one that the check above has raised.
+        target, _ = stack.enter_context(standing(site, quiet=quiet))
         jobs = _jobs(plan, shares, messages, site, target)
         tally = Tally(keep_histograms=keep_histograms)
         watch = Watch(thresholds if abort_on_fail else (), plan, workers)
@@ -123,7 +122,7 @@ def run(
             return Run(
                 plan=plan,
                 target=target,
-                embedded=site.target is None,
+                embedded=embedded,
                 workers=workers,
                 started_at=started_at,
                 interrupted=interrupted,
@@ -195,6 +194,24 @@ def _incomplete(verdict: Verdict) -> Verdict:
     """Of a run that has not ended: what an interrupted one has, under another name."""
     _, _, found = verdict.text.partition(": ")
     return Verdict(f"INCOMPLETE: the run had not ended; {found}", verdict.exit_code)
+
+
+@contextlib.contextmanager
+def standing(site: Site, *, quiet: bool = False) -> Iterator[tuple[Address, Site]]:
+    """Where the server is, and a site that any number of runs may use meanwhile.
+
+    Without a target that is the bundled server, started here and stopped at the end.
+
+    Raises:
+        EmbeddedServerError: it did not start.
+    """
+    if site.target is not None:
+        yield site.target, site
+        return
+    with embedded_server() as target:
+        if not quiet:
+            print(f"no --target: started the bundled server on {target}", file=sys.stderr)
+        yield target, replace(site, target=target, embedded=True)
 
 
 def spare_workers(plan: Plan, *, embedded: bool) -> int:

@@ -7,10 +7,12 @@ level up and knows nothing of command lines: here are options, files and words.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from loadgen.plan import Plan
 from loadgen.running import Site
+from nbnet.command import EXIT_USAGE, CommandError
 
 TAKES_LOADS: Final[dict[str, Any]] = {"allow_extra_args": True, "ignore_unknown_options": True}
 """Settings of a command that passes on what it does not know to ``load_of``."""
@@ -41,3 +43,20 @@ def load_of(arguments: list[str]) -> tuple[Plan, Site]:
     if not loads:  # --help or --version was among them, and is answered
         raise typer.Exit
     return loads[0]
+
+
+def check_outputs(chosen: Mapping[str, str | None]) -> None:
+    """Notice before a run that a file could not be written.
+
+    Args:
+        chosen: option to path; None where it was not given.
+
+    Raises:
+        CommandError: a file cannot be written, or two are the same.
+    """
+    from loadgen.report import files
+
+    try:
+        files.check({option: path for option, path in chosen.items() if path is not None})
+    except ValueError as error:
+        raise CommandError(str(error), EXIT_USAGE) from error

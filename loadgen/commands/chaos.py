@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from loadgen.commands import load_of
+from loadgen.commands import check_outputs, load_of
 from nbnet.command import EXIT_FAILED, EXIT_USAGE, CommandError, parsed
 from nbnet.notation import format_duration, parse_count, parse_duration, parse_size
 
@@ -117,7 +117,6 @@ def chaos(
     from loadgen.chaos_process import StormError
     from loadgen.embedded import EmbeddedServerError
     from loadgen.plan import PlanError
-    from loadgen.report.files import check_writable
     from loadgen.traffic import TrafficError
     from loadgen.verdict import EXIT_NO_CONNECTION
     from loadgen.workers import WorkerError
@@ -136,13 +135,7 @@ def chaos(
             else parsed("--max-slowdown", _factor, max_slowdown),
         )
         plan = plan_of(plan, asked)
-        if json is not None:
-            try:
-                check_writable(json)
-            except OSError as error:
-                raise CommandError(
-                    f"--json: cannot write {json}: {error.strerror}", EXIT_USAGE
-                ) from error
+        check_outputs({"--json": json})
         if site.target is not None:
             try:
                 site = replace(site, target=local_target(site.target, owned=own))

@@ -65,6 +65,24 @@ def check_writable(path: str) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
+def check(chosen: Mapping[str, str]) -> None:
+    """Notice before a run that its figures could not be saved.
+
+    Args:
+        chosen: option to path.
+
+    Raises:
+        ValueError: a file cannot be written, or two are the same; the message names
+            the option.
+    """
+    for option, path in chosen.items():
+        try:
+            check_writable(path)
+        except OSError as error:
+            raise ValueError(f"{option}: cannot write {path}: {error.strerror}") from error
+    check_apart(chosen)
+
+
 def check_apart(paths: Mapping[str, str]) -> None:
     """Notice that two of several outputs would end up in one place.
 

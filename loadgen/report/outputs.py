@@ -7,24 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from loadgen.report import Run, csv, files, hdrlog, json
 
 
-def check(chosen: Mapping[str, str]) -> None:
-    """Notice before a run that its figures could not be saved.
-
-    Args:
-        chosen: option to path.
-
-    Raises:
-        ValueError: a file cannot be written, or two are the same; the message names
-            the option.
-    """
-    for option, path in chosen.items():
-        try:
-            files.check_writable(path)
-        except OSError as error:
-            raise ValueError(f"{option}: cannot write {path}: {error.strerror}") from error
-    files.check_apart(chosen)
-
-
 def save(run: Run, chosen: Mapping[str, str], percentiles: Sequence[float]) -> list[str]:
     """Write all that was asked for; what could not be written, and why.
 
