@@ -11,6 +11,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
+from loadgen.commands import compare as _compare
 from loadgen.embedded import EmbeddedServerError
 from loadgen.plan import Plan, PlanError, TlsPlan, parse_rate, parse_stages
 from loadgen.report import Run
@@ -102,6 +103,14 @@ def loadgen(
         str | None,
         typer.Option(
             "--json", metavar="FILE", help="Write the figures as JSON; - is standard output."
+        ),
+    ] = None,
+    repeat: Annotated[
+        str | None,
+        typer.Option(
+            "--repeat",
+            metavar="N",
+            help="Do it all so many times, and show how much the runs differ.",
         ),
     ] = None,
     arrivals: Annotated[
@@ -378,12 +387,19 @@ def loadgen(
             sources=tuple(source or ()),
             tls=_tls(server, tls_ca, tls_cert, tls_key, tls_server_name),
         )
+        times = _optional("--repeat", parse_count, repeat)
+        if times == 0:
+            raise CommandError("--repeat 0: at least 1 is needed", EXIT_USAGE)
         if ctx.obj is not None:
             # A command that is about a load has it described, and carries it out itself.
             ctx.obj(plan, site)
             return
         if json is not None:
-            _check_writable(json)
+            check_writable(json)
+        if times is not None:
+            from loadgen.commands.repeat import repeat as run_repeatedly
+
+            raise typer.Exit(run_repeatedly(plan, site, times, json))
         code = run(plan, site, lambda finished: _report(finished, json))
     except (PlanError, TrafficError) as error:
         raise CommandError(str(error), EXIT_USAGE) from error
@@ -472,7 +488,7 @@ def _tls(
     return TlsPlan(server_name=server_name or target.host, authority=ca, certificate=cert, key=key)
 
 
-def _check_writable(path: str) -> None:
+def check_writable(path: str) -> None:
     try:
         json_report.check_writable(path)
     except OSError as error:
@@ -489,6 +505,20 @@ def _report(finished: Run, json: str | None) -> int:
             json_report.write(finished, json)
         except OSError as error:
             unsaved = error
+    check_connected(finished)
+    # Standard output belongs to the JSON where it is asked for there.
+    print(summary(finished), file=sys.stderr if json == "-" else sys.stdout, flush=True)
+    if unsaved is not None:
+        raise CommandError(f"cannot write {json}: {unsaved.strerror}", EXIT_FAILED) from unsaved
+    return finished.verdict.exit_code
+
+
+def check_connected(finished: Run) -> None:
+    """Whether there was a connection at all.
+
+    Raises:
+        CommandError: there was none; why, and what to do.
+    """
     if finished.verdict.exit_code == EXIT_NO_CONNECTION:
         reasons = ", ".join(kind.removeprefix("connect: ") for kind in finished.tally.counts.errors)
         raise CommandError(
@@ -496,8 +526,6 @@ def _report(finished: Run, json: str | None) -> int:
             "(start a server with: nbnet serve; or leave --target away to use the bundled one)",
             EXIT_NO_CONNECTION,
         )
-    # Standard output belongs to the JSON where it is asked for there.
-    print(summary(finished), file=sys.stderr if json == "-" else sys.stdout, flush=True)
-    if unsaved is not None:
-        raise CommandError(f"cannot write {json}: {unsaved.strerror}", EXIT_FAILED) from unsaved
-    return finished.verdict.exit_code
+
+
+app.command("compare", **_compare.SETTINGS)(_compare.compare)

@@ -46,10 +46,13 @@ class Site:
     tls: TlsPlan | None = None
 
 
-def run(plan: Plan, site: Site, report: Callable[[Run], T]) -> T:
+def run(plan: Plan, site: Site, report: Callable[[Run], T], *, quiet: bool = False) -> T:
     """Run a plan and give what ``report`` makes of it.
 
     The first SIGINT or SIGTERM ends it early, with a report; the second at once.
+
+    Args:
+        quiet: whether not to say that the bundled server was started.
 
     Raises:
         PlanError, TrafficError: this machine cannot run it.
@@ -66,7 +69,8 @@ def run(plan: Plan, site: Site, report: Callable[[Run], T]) -> T:
         if target is None:
             # Its limit of open files is the one that the check above has raised.
             target = stack.enter_context(embedded_server())
-            print(f"no --target: started the bundled server on {target}", file=sys.stderr)
+            if not quiet:
+                print(f"no --target: started the bundled server on {target}", file=sys.stderr)
         try:
             address = preflight.resolve(target)
         except OSError as error:

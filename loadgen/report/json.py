@@ -137,14 +137,19 @@ def _plan(run: Run) -> dict[str, Any]:
 
 
 def write(run: Run, path: str) -> None:
-    """Write the document to a file, whole or not at all; ``-`` is standard output.
+    """Write the document of a run, see ``save``."""
+    save(document(run), path)
+
+
+def save(values: Mapping[str, Any], path: str) -> None:
+    """Write JSON values to a file, whole or not at all; ``-`` is standard output.
 
     What is no regular file (a pipe, a device) is written into, not replaced.
 
     Raises:
         OSError: the file cannot be written.
     """
-    text = json.dumps(document(run), indent=2) + "\n"
+    text = json.dumps(values, indent=2) + "\n"
     if path == "-":
         sys.stdout.write(text)
         sys.stdout.flush()
