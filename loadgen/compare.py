@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import enum
 import math
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -36,11 +37,14 @@ from loadgen.intervals import Interval, ratio
 
 Document = Mapping[str, Any]
 
-CONFIDENCE: Final = 0.95
+CONFIDENCE: Final = 0.99
+"""Of equals, one comparison in a hundred may be called different: builds hang on it."""
 FLOOR: Final = 0.01
 """The change up to which nothing is called."""
 SECONDS_FLOOR: Final = 0.10
 """The same where there is but one run a side."""
+WIDE: Final = 0.05
+"""The largest change that the interval of equals may hold without a word."""
 ERRORS_FLOOR: Final = 0.0001
 """The same of the share of requests that failed, as a difference."""
 
@@ -243,6 +247,15 @@ def compare(
     )
 
 
+def orders(pairs: int, source: random.Random) -> list[tuple[int, int]]:
+    """Which side is measured first in each pair, 0 or 1, and which second.
+
+    >>> orders(4, random.Random(1))
+    [(0, 1), (0, 1), (1, 0), (0, 1)]
+    """
+    return [source.choice(((0, 1), (1, 0))) for _ in range(pairs)]
+
+
 def pairs_needed(confidence: float = CONFIDENCE) -> int:
     """How many pairs it takes at least for a finding of that confidence.
 
@@ -372,12 +385,24 @@ def _notes(
         )
     if deciding.change is not None and deciding.change.confidence < confidence:
         found.append(f"TOO FEW: {_too_few(method, deciding.change.confidence, confidence)}")
+    elif deciding.finding is Finding.NOTHING and (hidden := _hidden(deciding)) > WIDE:
+        found.append(
+            f"WIDE: a difference of up to {hidden:.0%} would not have shown; longer runs, more of "
+            "them or a quieter machine narrow it down"
+        )
     if method is not Method.PAIRS:
         found.append(
             "NOT IN TURN: the machine may have changed its speed between A and B, which looks as "
             "if a server had; loadgen compare --a TARGET --b TARGET takes them in turn"
         )
     return found
+
+
+def _hidden(row: Row) -> float:
+    """How large a change may be that the interval holds, as a share."""
+    if row.change is None or row.figure.kind is Kind.SHARE:
+        return 0.0
+    return max(abs(1 - row.change.low), abs(row.change.high - 1))
 
 
 def _too_few(method: Method, reached: float, confidence: float) -> str:

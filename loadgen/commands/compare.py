@@ -30,7 +30,7 @@ _STARTING: Final = 1.0
 """Seconds that processes take to start and to end around a run, as a rule."""
 _STARTING_AT_MOST: Final = 20.0
 """The same on a machine that is busy."""
-_LIMIT: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*%")
+_PERCENT: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*%")
 
 
 class By(StrEnum):
@@ -79,16 +79,28 @@ def compare(
         str | None, typer.Option("--b-command", metavar="COMMAND", help="The same for B.")
     ] = None,
     repeat: Annotated[
-        str, typer.Option("--repeat", metavar="N", help="Runs of each; fewer than 6 show nothing.")
+        str,
+        typer.Option(
+            "--repeat",
+            metavar="N",
+            help="Runs of each; fewer than 8 show nothing at 99% confidence.",
+        ),
     ] = "10",
     by: Annotated[
         By | None,
         typer.Option(
             "--by",
+            metavar="FIGURE",
             show_default="rate; of an open loop p99",
-            help="The figure that decides.",
+            help=f"The figure that decides: {', '.join(By)}.",
         ),
     ] = None,
+    confidence: Annotated[
+        str,
+        typer.Option(
+            "--confidence", metavar="PERCENT", help="What a difference needs to be called."
+        ),
+    ] = "99%",
     fail_if_slower: Annotated[
         str | None,
         typer.Option(
@@ -108,12 +120,12 @@ def compare(
 ) -> None:
     """Tell whether a server is faster than another, or the machine only happened to be.
 
-    Two servers are loaded in turn, in pairs A B, B A, A B and so on, so that a
-    machine that changes its speed changes it for both. Load options are those
+    Two servers are loaded in turn, in pairs whose order is drawn by lot, so that
+    a machine that changes its speed changes it for both. Load options are those
     of loadgen itself. Two files of loadgen --json, of single runs or better of
     --repeat, are compared as they are.
 
-    Each figure has its change with an interval that holds in 95 of 100
+    Each figure has its change with an interval that holds in 99 of 100
     comparisons or more; what lies within 1 % is not called a difference. One
     figure decides, chosen before: see --by.
 
@@ -130,25 +142,28 @@ def compare(
 
     loadgen compare before.json after.json
     """
-    limit = None if fail_if_slower is None else parsed("--fail-if-slower", _limit, fail_if_slower)
+    limit = None if fail_if_slower is None else parsed("--fail-if-slower", _share, fail_if_slower)
+    sure = parsed("--confidence", _confidence, confidence)
     if json is not None:
         _check_writable(json)
     if a is None and b is None and a_command is None and b_command is None:
         names = _two_files(ctx.args)
         runs = [_read(name) for name in names]
-        result = _compared(runs[0], runs[1], paired=False, by=by, where=" and ".join(names))
+        result = _compared(
+            runs[0], runs[1], paired=False, by=by, sure=sure, where=" and ".join(names)
+        )
         code = 0
     else:
         count = parsed("--repeat", _repeat, repeat)
         plan, sides = _sides(ctx.args, (a, b), (a_command, b_command))
         names = [str(side) for side in sides]
-        pairs, interrupted = _measure(plan, sides, count)
+        pairs, interrupted = _measure(plan, sides, count, sure)
         if not pairs:
             raise CommandError("interrupted before there was a pair of runs", EXIT_INTERRUPTED)
         from loadgen.report import json as json_report
 
         runs = [[json_report.document(pair[side]) for pair in pairs] for side in (0, 1)]
-        result = _compared(runs[0], runs[1], paired=True, by=by, where="the runs")
+        result = _compared(runs[0], runs[1], paired=True, by=by, sure=sure, where="the runs")
         codes = [each.verdict.exit_code for pair in pairs for each in pair]
         code = EXIT_INTERRUPTED if interrupted else max(codes)
     _report(result, runs, names, json)
@@ -227,10 +242,14 @@ def _sides(
     return plan, sides
 
 
-def _measure(plan: Plan, sides: list[_Side], count: int) -> tuple[list[tuple[Run, Run]], bool]:
+def _measure(
+    plan: Plan, sides: list[_Side], count: int, sure: float
+) -> tuple[list[tuple[Run, Run]], bool]:
     """Run both so many times, in turn; the pairs, and whether somebody ended it early."""
+    import random
+
     from loadgen.cli import check_connected
-    from loadgen.compare import pairs_needed
+    from loadgen.compare import orders, pairs_needed
     from loadgen.hosted import START_SECONDS
 
     hosts = any(side.command for side in sides)
@@ -241,12 +260,12 @@ def _measure(plan: Plan, sides: list[_Side], count: int) -> tuple[list[tuple[Run
         f"{count} runs of each in turn: about {_long(2 * count * usual)}, "
         f"at most {_long(2 * count * most)}"
     )
-    if count < pairs_needed():
-        _say(f"fewer than {pairs_needed()} runs of each show no difference, whatever they give")
+    needed = pairs_needed(sure)
+    if count < needed:
+        _say(f"fewer than {needed} runs of each show no difference, whatever they give")
     pairs: list[tuple[Run, Run]] = []
-    for number in range(count):
-        # A B, B A, A B ...: what changes steadily meets both alike.
-        order = (0, 1) if number % 2 == 0 else (1, 0)
+    # A seed of its own each time: any order that is always the same may suit one side.
+    for number, order in enumerate(orders(count, random.Random()), start=1):
         both = {}
         for each in order:
             both[each] = _run(plan, sides[each])
@@ -256,7 +275,7 @@ def _measure(plan: Plan, sides: list[_Side], count: int) -> tuple[list[tuple[Run
         pairs.append((both[0], both[1]))
         rates = [both[each].tally.rate for each in (0, 1)]
         _say(
-            f"pair {number + 1:>2} of {count}: {rates[0]:>11,.0f} and {rates[1]:>11,.0f} requests/s"
+            f"pair {number:>2} of {count}: {rates[0]:>11,.0f} and {rates[1]:>11,.0f} requests/s"
             + (f"  {100 * (rates[1] / rates[0] - 1):+7.1f} %" if rates[0] else "")
         )
     return pairs, False
@@ -302,12 +321,12 @@ def _long(seconds: float) -> str:
 
 
 def _compared(
-    a: list[Document], b: list[Document], *, paired: bool, by: By | None, where: str
+    a: list[Document], b: list[Document], *, paired: bool, by: By | None, sure: float, where: str
 ) -> Comparison:
     from loadgen import compare
 
     try:
-        return compare.compare(a, b, paired=paired, by=by)
+        return compare.compare(a, b, paired=paired, by=by, confidence=sure)
     except ValueError as error:
         raise CommandError(f"--by: {error}", EXIT_USAGE) from error
     except (KeyError, TypeError, AttributeError) as error:
@@ -334,11 +353,18 @@ def _report(
         raise CommandError(f"cannot write {json}: {unsaved.strerror}", EXIT_FAILED) from unsaved
 
 
-def _limit(text: str) -> float:
-    match = _LIMIT.fullmatch(text)
+def _share(text: str) -> float:
+    match = _PERCENT.fullmatch(text)
     if not match:
-        raise ValueError(f"{text!r} is no limit: expected one like 5%")
+        raise ValueError(f"{text!r} is no share: expected one like 5%")
     return float(match[1]) / 100
+
+
+def _confidence(text: str) -> float:
+    share = _share(text)
+    if not 0.5 <= share <= 0.9999:
+        raise ValueError(f"{text!r}: expected 50% to 99.99%")
+    return share
 
 
 def _repeat(text: str) -> int:

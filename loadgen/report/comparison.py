@@ -157,5 +157,5 @@ def _signed(share: float) -> str:
     percent = 100 * share
     if round(percent, 1) == 0 and abs(percent) < 0.005:
         return "0"
-    places = 2 if abs(percent) < 0.095 else 1 if abs(percent) < 999 else 0
+    places = 2 if abs(percent) < 0.095 else 1 if abs(percent) < 99.95 else 0
     return f"{percent:+.{places}f}"

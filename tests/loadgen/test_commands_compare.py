@@ -81,7 +81,7 @@ def test_a_running_server_and_a_command_are_compared_for_real(
     assert ended.code == 0, ended.err
     first, warning, *pairs = ended.err.splitlines()
     assert first.startswith("2 runs of each in turn: about ")
-    assert warning.startswith("fewer than 6 runs of each show no difference")
+    assert warning.startswith("fewer than 8 runs of each show no difference")
     assert [line.split(":")[0] for line in pairs] == ["pair  1 of 2", "pair  2 of 2"]
     assert ended.out.startswith(f"A  {address}: 2 runs")
     assert "\nNO DIFFERENCE SHOWN: requests/s " in ended.out
@@ -94,39 +94,43 @@ def test_a_running_server_and_a_command_are_compared_for_real(
             assert run["verdict"] == "OK: every reply verified"
 
 
-def test_the_order_alternates_and_the_slower_one_is_found(played: Played) -> None:
-    ended = call("compare", "--a", A, "--b", B, "--repeat", "6", "-c", "7", "-d", "2s")
+def test_the_slower_one_is_found_in_whichever_order_the_runs_of_a_pair_come(
+    played: Played, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = [(0, 1), (1, 0), (1, 0), (0, 1), (1, 0), (0, 1), (0, 1), (0, 1)]
+    monkeypatch.setattr("loadgen.compare.orders", lambda count, _source: drawn[:count])
+    ended = call("compare", "--a", A, "--b", B, "--repeat", "8", "-c", "7", "-d", "2s")
     assert ended.code == 0
-    assert played.order == [A, B, B, A] * 3
+    assert played.order == [A, B, B, A, B, A, A, B, B, A, A, B, A, B, A, B]
     assert ended.out.splitlines()[-1] == (
-        "B IS SLOWER: requests/s -20.0 % (-20.0 to -20.0) with 96.9 % confidence"
+        "B IS SLOWER: requests/s -20.0 % (-20.0 to -20.0) with 99.2 % confidence"
     )
     assert max(map(len, ended.out.splitlines())) <= 80
 
 
 def test_exit_code_3_says_that_the_limit_is_exceeded(played: Played) -> None:
-    options = ("compare", "--repeat", "6", "-d", "2s")
+    options = ("compare", "--repeat", "8", "-d", "2s")
     slower = call(*options, "--a", A, "--b", B, "--fail-if-slower", "5%")
     assert slower.code == 3
     assert slower.err.endswith("loadgen: B is slower by more than 5%\n")
     assert call(*options, "--a", A, "--b", B, "--fail-if-slower", "25%").code == 0
     assert call(*options, "--a", B, "--b", A, "--fail-if-slower", "5%").code == 0
-    assert len(played.order) == 36
+    assert len(played.order) == 48
 
 
 def test_json_on_standard_output_has_that_to_itself(played: Played) -> None:
-    ended = call("compare", "--a", A, "--b", B, "--repeat", "6", "--json", "-", "--by", "p99")
+    ended = call("compare", "--a", A, "--b", B, "--repeat", "8", "--json", "-", "--by", "p99")
     document = json.loads(ended.out)
     assert (document["finding"], document["decided_by"]) == ("slower", "p99")
     assert document["figures"]["rate"]["ratio"]["middle"] == pytest.approx(0.8)
     assert document["figures"]["errors"]["difference"]["middle"] == 0
     assert "B IS SLOWER: latency p99 +25" in ended.err
-    assert len(played.order) == 12
+    assert len(played.order) == 16
 
 
 def test_an_interrupted_comparison_has_the_pairs_so_far(played: Played) -> None:
     played.interrupted_at = 6
-    ended = call("compare", "--a", A, "--b", B, "--repeat", "6")
+    ended = call("compare", "--a", A, "--b", B, "--repeat", "8")
     assert ended.code == 130
     assert ended.out.startswith(f"A  {A}: 2 runs")
     assert len(played.order) == 6
@@ -217,7 +221,8 @@ def test_a_file_without_runs_is_told(tmp_path: Path, content: str, said: str) ->
         (["--a", A, "--b", B, "-n", "5"], "--requests: give --duration as well"),
         (["--a", A, "--b", B, "--repeat", "0"], "--repeat: at least 1 run of each is needed"),
         (["--a", A, "--b", B, "--conns", "x"], "--conns: 'x' is no count"),
-        (["--a", A, "--b", B, "--fail-if-slower", "5"], "'5' is no limit: expected one like 5%"),
+        (["--a", A, "--b", B, "--fail-if-slower", "5"], "'5' is no share: expected one like 5%"),
+        (["--a", A, "--b", B, "--confidence", "100%"], "--confidence: '100%': expected 50%"),
         (["--a", A, "--b", B, "--json", "/nowhere/x"], "--json: cannot write /nowhere/x"),
     ],
 )

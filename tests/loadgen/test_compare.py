@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from loadgen.compare import FIGURES, Comparison, Finding, Method, Row, compare, pairs_needed
+from loadgen.compare import FIGURES, Comparison, Finding, Method, Row, compare, orders, pairs_needed
 
 from .documents import run_of
 
@@ -58,13 +58,21 @@ def test_what_lies_within_one_per_cent_is_not_called_however_sure_it_is() -> Non
     assert compare(rates(*DRIFTING), rates(*b), paired=True).finding is Finding.SLOWER
 
 
-def test_five_pairs_show_nothing_and_the_note_says_how_many_would() -> None:
-    found = compare(rates(*[1000.0] * 5), rates(*[500.0] * 5), paired=True)
+def test_seven_pairs_show_nothing_and_the_note_says_how_many_would() -> None:
+    found = compare(rates(*[1000.0] * 7), rates(*[500.0] * 7), paired=True)
     assert found.finding is Finding.NOTHING
-    assert any("TOO FEW" in note and "at least 6" in note for note in found.notes)
-    found = compare(rates(*[1000.0] * 6), rates(*[500.0] * 6), paired=True)
+    assert any("TOO FEW" in note and "at least 8" in note for note in found.notes)
+    found = compare(rates(*[1000.0] * 8), rates(*[500.0] * 8), paired=True)
     assert (found.finding, found.notes) == (Finding.SLOWER, ())
-    assert pairs_needed() == 6
+    assert pairs_needed() == 8
+
+
+def test_an_interval_that_would_hide_a_difference_is_told() -> None:
+    b = [each * factor for each, factor in zip(DRIFTING, [0.8, 1.2] * 5, strict=True)]
+    found = compare(rates(*DRIFTING), rates(*b), paired=True)
+    assert found.finding is Finding.NOTHING
+    [note] = found.notes
+    assert note.startswith("WIDE: a difference of up to 20% would not have shown")
 
 
 def test_slower_by_more_than_a_limit_takes_the_whole_interval() -> None:
@@ -82,6 +90,27 @@ def test_runs_without_their_pairs_are_refused() -> None:
         compare(rates(1, 2), rates(1), paired=True)
     with pytest.raises(ValueError, match="a run at least"):
         compare([], rates(1), paired=False)
+
+
+def called_different(spell: int, times: int = 400) -> float:
+    """How often equal servers are, on a machine that others take for so many runs on end."""
+    source, called = random.Random(spell), 0
+    for _ in range(times):
+        speed: list[float] = []
+        while len(speed) < 20:
+            speed += [source.uniform(0.5, 1.0)] * source.randint(1, 2 * spell)
+        sides: tuple[list[float], list[float]] = ([], [])
+        for number, (first, second) in enumerate(orders(10, source)):
+            sides[first].append(speed[2 * number] * source.uniform(0.9, 1.1))
+            sides[second].append(speed[2 * number + 1] * source.uniform(0.9, 1.1))
+        found = compare(rates(*sides[0]), rates(*sides[1]), paired=True, confidence=0.95)
+        called += found.finding is not Finding.NOTHING
+    return called / times
+
+
+@pytest.mark.parametrize("spell", [1, 3, 10])
+def test_disturbances_that_last_for_runs_make_no_difference(spell: int) -> None:
+    assert called_different(spell) < 0.05 + 3 * (0.05 * 0.95 / 400) ** 0.5
 
 
 # Which figure decides --------------------------------------------------------
@@ -136,16 +165,16 @@ def test_a_server_that_answers_nothing_is_slower_by_every_figure() -> None:
 
 
 def test_runs_of_two_times_are_compared_by_ranks_with_a_warning() -> None:
-    a, b = rates(100, 104, 98, 101, 103), rates(82, 80, 79, 84)
+    a, b = rates(100, 104, 98, 101, 103), rates(82, 80, 79, 84, 81)
     found = compare(a, b, paired=False)
     assert (found.method, found.finding) == (Method.SAMPLES, Finding.SLOWER)
     assert any(note.startswith("NOT IN TURN") for note in found.notes)
-    mixed = compare(a, rates(82, 80, 102, 84), paired=False)
+    mixed = compare(a, rates(82, 80, 102, 84, 81), paired=False)
     assert mixed.finding is Finding.NOTHING
 
 
 def test_too_few_runs_show_nothing() -> None:
-    found = compare(rates(100, 101, 102), rates(10, 11, 12), paired=False)
+    found = compare(rates(100, 101, 102, 103), rates(10, 11, 12, 13), paired=False)
     assert found.finding is Finding.NOTHING
     assert any(note.startswith("TOO FEW: with so few runs") for note in found.notes)
     found = compare(rates(100), rates(10, 11, 12, 13, 14), paired=False)
@@ -197,8 +226,8 @@ def test_short_runs_show_nothing(seconds: int) -> None:
 
 
 def test_loads_that_differ_and_runs_that_measure_the_loader_are_told() -> None:
-    a = [run_of(bound=True) for _ in range(6)]
-    b = [run_of(connections=2) for _ in range(6)]
+    a = [run_of(bound=True) for _ in range(8)]
+    b = [run_of(connections=2) for _ in range(8)]
     loads, loader = compare(a, b, paired=True).notes
     assert loads == "NOT THE SAME LOAD: connections 1 and 2"
-    assert loader.startswith("LOADER-BOUND: 6 of 12 runs")
+    assert loader.startswith("LOADER-BOUND: 8 of 16 runs")

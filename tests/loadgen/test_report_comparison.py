@@ -12,12 +12,12 @@ from loadgen.report.comparison import conclusion, document, table
 
 from .documents import run_of
 
-FACTORS = (0.80, 0.79, 0.82, 0.81, 0.80, 0.78)
+FACTORS = (0.80, 0.79, 0.82, 0.81, 0.80, 0.78, 0.80, 0.81)
 
 
 def sides(**changes: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Six runs of each, of which B is slower by a fifth."""
-    a = [run_of(50_000.0 * (1 + each / 50)) for each in range(6)]
+    """Eight runs of each, of which B is slower by a fifth."""
+    a = [run_of(50_000.0 * (1 + each / 50)) for each in range(8)]
     b = [
         run_of(50_000.0 * (1 + each / 50) * factor, **changes)
         for each, factor in enumerate(FACTORS)
@@ -30,8 +30,8 @@ def test_the_table_has_each_figure_with_its_change_and_ends_with_what_it_comes_t
     assert (
         table(compare(a, b, paired=True), "a:1", "b:2")
         == """\
-A  a:1: 6 runs, requests/s 50,000 to 55,000
-B  b:2: 6 runs, requests/s 40,000 to 43,200
+A  a:1: 8 runs, requests/s 50,000 to 55,000
+B  b:2: 8 runs, requests/s 40,000 to 43,200
 
                      A         B  B against A
 requests/s      52,500    42,770  -20.0 % (-22.0 to -18.0)   slower
@@ -42,7 +42,7 @@ latency p99    19.0 us   23.4 us  +25.0 % (+22.0 to +28.2)   slower
 latency p99.9  19.0 us   23.4 us  +25.0 % (+22.0 to +28.2)   slower
 errors             0 %       0 %  0 % (0 to 0)               no difference shown
 
-B IS SLOWER: requests/s -20.0 % (-22.0 to -18.0) with 96.9 % confidence"""
+B IS SLOWER: requests/s -20.0 % (-22.0 to -18.0) with 99.2 % confidence"""
     )
 
 
@@ -60,36 +60,36 @@ def test_errors_are_told_beside_what_decides() -> None:
         "confidence; and more of its requests failed"
     )
     assert conclusion(compare(a, b, paired=True, by="errors")).startswith(
-        "B HAS MORE ERRORS: errors +1.0 % (+1.0 to +1.0) with 96.9 % confidence"
+        "B HAS MORE ERRORS: errors +1.0 % (+1.0 to +1.0) with 99.2 % confidence"
     )
 
 
 def test_no_reply_at_all_is_no_latency_and_slower_than_any() -> None:
     a, _ = sides()
-    silent = compare(a, [run_of(0.0)] * 6, paired=True, by="p99")
+    silent = compare(a, [run_of(0.0)] * 8, paired=True, by="p99")
     assert conclusion(silent).startswith("B IS SLOWER: latency p99 +inf % (")
     text = table(silent, "a", "b")
     assert "latency p99    19.0 us         -  +inf % (+inf to +inf)      slower\n" in text
 
 
 def test_what_was_not_measured_has_no_figure() -> None:
-    none = [run_of() | {"requests": dict.fromkeys(run_of()["requests"], 0)}] * 6
+    none = [run_of() | {"requests": dict.fromkeys(run_of()["requests"], 0)}] * 8
     assert conclusion(compare(none, none, paired=True, by="errors")) == (
         "NO DIFFERENCE SHOWN: errors was not measured on both sides"
     )
 
 
 def test_the_document_is_json_even_where_a_change_has_no_end() -> None:
-    a, b = [run_of(0.0)] * 6, [run_of(1.0)] * 6
+    a, b = [run_of(0.0)] * 8, [run_of(1.0)] * 8
     found = compare(a, b, paired=True)
     values = document(found, a, b, ("a", "b"))
     again = json.loads(json.dumps(values, allow_nan=False))
     assert again == values
     assert again["figures"]["rate"] == {
         "kind": "rate",
-        "a": {"middle": 0.0, "low": 0.0, "high": 0.0, "confidence": 0.96875},
-        "b": {"middle": 1.0, "low": 1.0, "high": 1.0, "confidence": 0.96875},
-        "ratio": {"middle": None, "low": None, "high": None, "confidence": 0.96875},
+        "a": {"middle": 0.0, "low": 0.0, "high": 0.0, "confidence": 0.9921875},
+        "b": {"middle": 1.0, "low": 1.0, "high": 1.0, "confidence": 0.9921875},
+        "ratio": {"middle": None, "low": None, "high": None, "confidence": 0.9921875},
         "finding": "faster",
     }
     assert (again["finding"], again["decided_by"], again["b"]["runs"]) == ("faster", "rate", b)
@@ -99,7 +99,7 @@ def test_the_document_is_json_even_where_a_change_has_no_end() -> None:
 @pytest.mark.parametrize("method", ["samples", "seconds"])
 def test_what_is_weaker_is_said(method: str) -> None:
     a, b = sides()
-    count = 1 if method == "seconds" else 6
+    count = 1 if method == "seconds" else 8
     found = compare(a[:count], b[:count], paired=False)
     assert found.method == method
     assert "NOT IN TURN: " in table(found, "a", "b")
