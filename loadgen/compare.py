@@ -3,8 +3,12 @@
 Runs are documents of schema ``loadgen/1``. The comparison is one of three:
 
 * *pairs*: a run of each, one right after the other, time after time. A machine
-  that changes its speed changes it for both runs of a pair, so the changes within
-  pairs are looked at, and only their direction and order count (the sign test).
+  that changes its speed changes it for both runs of a pair, so only the changes
+  within pairs are looked at (Wilcoxon's signed ranks). Which one comes first is
+  drawn by lot (R. A. Fisher, The Design of Experiments, 1935): then either sign of
+  a change is as likely when nothing differs, however the machine drifts and however
+  long a disturbance lasts. A fixed order A B, B A cancels a steady drift too, but
+  has the B's of two pairs side by side, where one disturbance meets both.
 * *samples*: runs of A, and runs of B at another time. Ranks of all of them
   (Mann and Whitney) tell whether they differ, not whether it was the server.
 * *seconds*: one run a side. All there is are the seconds within each; they are put
