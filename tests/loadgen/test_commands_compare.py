@@ -149,7 +149,8 @@ def test_a_run_without_a_connection_ends_the_comparison(refusing: Target) -> Non
 
 
 def test_a_command_that_does_not_start_is_told_in_a_line() -> None:
-    ended = call("compare", "--a-command", "no-such-server {port}", "--b", B)
+    command = "no-such-server {port}"
+    ended = call("compare", "--a-command", command, "--b-command", command)
     assert ended.code == 1
     assert ended.err.splitlines()[-1].startswith(
         "loadgen: 'no-such-server {port}' ended with 127 before it took connections: no-such-server"
