@@ -11,7 +11,8 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from loadgen.commands import TAKES_LOADS, check_outputs
+from loadgen.commands import TAKES_LOADS, check_connected, check_outputs
+from loadgen.commands import compare as _compare
 from loadgen.commands.capacity import capacity
 from loadgen.commands.chaos import chaos
 from loadgen.embedded import EmbeddedServerError
@@ -22,7 +23,6 @@ from loadgen.report.terminal import SHOWN, parse_percentiles, summary
 from loadgen.running import Site, run
 from loadgen.thresholds import NAMES, OPERATORS, parse_threshold
 from loadgen.traffic import Traffic, TrafficError, parse_sizes, read_payloads
-from loadgen.verdict import EXIT_NO_CONNECTION
 from loadgen.workers import WorkerError
 from nbnet.command import EXIT_FAILED, EXIT_USAGE, CommandError, make_app, parsed, version_option
 from nbnet.command import run as run_command
@@ -126,6 +126,14 @@ def loadgen(
             "--metrics",
             metavar="HOST:PORT",
             help="Serve live figures for Prometheus there while the run goes on.",
+        ),
+    ] = None,
+    repeat: Annotated[
+        str | None,
+        typer.Option(
+            "--repeat",
+            metavar="N",
+            help="Do it all so many times, and show how much the runs differ.",
         ),
     ] = None,
     arrivals: Annotated[
@@ -460,6 +468,9 @@ def loadgen(
             sources=tuple(source or ()),
             tls=_tls(server, tls_ca, tls_cert, tls_key, tls_server_name),
         )
+        times = _optional("--repeat", parse_count, repeat)
+        if times == 0:
+            raise CommandError("--repeat 0: at least 1 is needed", EXIT_USAGE)
         if ctx.obj is not None:
             # A command that is about a load has it described, and carries it out itself.
             ctx.obj(plan, site)
@@ -471,6 +482,15 @@ def loadgen(
         named = {"--json": json, "--html": html, "--csv": csv, "--hgrm": hgrm, "--hlog": hlog}
         chosen = {option: path for option, path in named.items() if path is not None}
         check_outputs(chosen)
+        if times is not None:
+            if len(chosen) > (json is not None) or thresholds or metrics is not None:
+                raise CommandError(
+                    "--repeat: only --json goes with it of the reports, and no --fail-if or --metrics",
+                    EXIT_USAGE,
+                )
+            from loadgen.commands.repeat import repeat as run_repeatedly
+
+            raise typer.Exit(run_repeatedly(plan, site, times, json))
         code = run(
             plan,
             site,
@@ -580,13 +600,7 @@ def _report(
     # The files come first: a reader of the summary who leaves early must not cost
     # them. Nor must a full disk cost the summary.
     unsaved = outputs.save(finished, chosen, percentiles or ())
-    if finished.verdict.exit_code == EXIT_NO_CONNECTION:
-        reasons = ", ".join(kind.removeprefix("connect: ") for kind in finished.tally.counts.errors)
-        raise CommandError(
-            f"cannot connect to {finished.target}: {reasons} "
-            "(start a server with: nbnet serve; or leave --target away to use the bundled one)",
-            EXIT_NO_CONNECTION,
-        )
+    check_connected(finished)
     # Standard output belongs to the file that is asked for there.
     stream = sys.stderr if files.STDOUT in chosen.values() else sys.stdout
     text = finished.verdict.text if quiet else summary(finished, percentiles or SHOWN)
@@ -598,3 +612,4 @@ def _report(
 
 app.command("capacity", context_settings=TAKES_LOADS)(capacity)
 app.command("chaos", context_settings=TAKES_LOADS)(chaos)
+app.command("compare", **_compare.SETTINGS)(_compare.compare)

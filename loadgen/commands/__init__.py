@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from loadgen.plan import Plan
+from loadgen.report import Run
 from loadgen.running import Site
+from loadgen.verdict import EXIT_NO_CONNECTION
 from nbnet.command import EXIT_USAGE, CommandError
 
 TAKES_LOADS: Final[dict[str, Any]] = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -60,3 +62,31 @@ def check_outputs(chosen: Mapping[str, str | None]) -> None:
         files.check({option: path for option, path in chosen.items() if path is not None})
     except ValueError as error:
         raise CommandError(str(error), EXIT_USAGE) from error
+
+
+def save_json(values: Mapping[str, Any], path: str) -> None:
+    """Write a document; ``-`` is standard output.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    import json
+
+    from loadgen.report import files
+
+    files.write(path, [json.dumps(values, indent=2, allow_nan=False), "\n"])
+
+
+def check_connected(finished: Run) -> None:
+    """Whether there was a connection at all.
+
+    Raises:
+        CommandError: there was none; why, and what to do.
+    """
+    if finished.verdict.exit_code == EXIT_NO_CONNECTION:
+        reasons = ", ".join(kind.removeprefix("connect: ") for kind in finished.tally.counts.errors)
+        raise CommandError(
+            f"cannot connect to {finished.target}: {reasons} "
+            "(start a server with: nbnet serve; or leave --target away to use the bundled one)",
+            EXIT_NO_CONNECTION,
+        )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from loadgen.commands import check_outputs, load_of
+from loadgen.commands import check_outputs, load_of, save_json
 from nbnet.command import EXIT_FAILED, EXIT_USAGE, CommandError, parsed
 from nbnet.notation import format_duration, parse_count, parse_duration, parse_size
 
@@ -160,15 +160,12 @@ def _factor(text: str) -> float:
 
 def _report(finished: ChaosRun, path: str | None) -> int:
     """Print and save what it came to; give the exit code."""
-    from loadgen.report import files
     from loadgen.verdict import EXIT_NO_CONNECTION
 
     unsaved: OSError | None = None
     if path is not None:
-        import json
-
         try:
-            files.write(path, [json.dumps(document(finished), indent=2), "\n"])
+            save_json(document(finished), path)
         except OSError as error:
             unsaved = error
     if finished.verdict.exit_code == EXIT_NO_CONNECTION:

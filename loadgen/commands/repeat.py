@@ -1,0 +1,46 @@
+"""``loadgen --repeat N``: the same plan time after time, and how much its figures differ."""
+
+from __future__ import annotations
+
+import sys
+
+from loadgen.commands import check_connected, save_json
+from loadgen.plan import Plan
+from loadgen.report import Run, repeated
+from loadgen.running import Site, run
+from nbnet.command import EXIT_FAILED, CommandError
+
+
+def repeat(plan: Plan, site: Site, times: int, json: str | None) -> int:
+    """Run a plan so many times, a line each, then print and save what they come to.
+
+    A run that is interrupted is the last. Gives the gravest exit code of all.
+
+    Args:
+        json: the file that the documents go to; ``-`` is standard output.
+
+    Raises:
+        CommandError: there was no connection at all, or the file could not be written.
+    """
+    out = sys.stderr if json == "-" else sys.stdout
+    runs: list[Run] = []
+    for number in range(1, times + 1):
+        finished = run(plan, site, lambda finished: finished, quiet=number > 1)
+        check_connected(finished)
+        if not runs:
+            print(f"{plan.connections:,} connections, {times} times", file=out)
+            print(f"\n{repeated.head()}", file=out)
+        runs.append(finished)
+        print(repeated.line(number, finished), file=out, flush=True)
+        if finished.interrupted:
+            break
+    unsaved: OSError | None = None
+    if json is not None:
+        try:
+            save_json(repeated.document(runs), json)
+        except OSError as error:
+            unsaved = error
+    print(f"\n{repeated.spread(runs)}", file=out, flush=True)
+    if unsaved is not None:
+        raise CommandError(f"cannot write {json}: {unsaved.strerror}", EXIT_FAILED) from unsaved
+    return max(finished.verdict.exit_code for finished in runs)
