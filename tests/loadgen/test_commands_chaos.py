@@ -22,7 +22,7 @@ from .command import PATIENCE, Ended, call, running
 from .processes import catches, children_of, is_gone, wait_until
 from .servers import Behaviour, Peer, Service, right
 
-SHORT = ("--calm", "250ms", "--storm", "500ms", "--recovery", "250ms", "--abuse-timeout", "1s")
+SHORT = ("--calm", "250ms", "--storm", "250ms", "--recovery", "250ms", "--abuse-timeout", "5s")
 
 
 def chaos(*arguments: str) -> Ended:
