@@ -28,14 +28,7 @@ from loadgen.plan import LONGEST_DURATION, Plan, PlanError
 from loadgen.report import Run
 from loadgen.running import Site, run
 from loadgen.tally import Counts, Phase, Snapshot
-from loadgen.traffic import (
-    Message,
-    Sizes,
-    Traffic,
-    TrafficError,
-    make_payloads,
-    messages,
-)
+from loadgen.traffic import Message, Sizes, Traffic, TrafficError, make_payloads, messages
 from loadgen.verdict import EXIT_FINE, EXIT_NO_CONNECTION, Verdict
 from nbnet.command import EXIT_FAILED, EXIT_INTERRUPTED
 from nbnet.framing import MAX_PAYLOAD

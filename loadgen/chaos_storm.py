@@ -198,6 +198,8 @@ class Abusers:
                     self._begin(*starts.pop()[1:])
                 for task in self._due(now):
                     self._resume(task)
+                if not (starts or self._alive):
+                    break
                 due = min(
                     begun + starts[-1][0] if starts else end,
                     self._timers[0][0] if self._timers else end,
