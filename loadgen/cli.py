@@ -485,7 +485,7 @@ def loadgen(
         if times is not None:
             if len(chosen) > (json is not None) or thresholds or metrics is not None:
                 raise CommandError(
-                    "--repeat: only --json goes with it of the reports, and no --fail-if or --metrics",
+                    "--repeat: of the reports only --json, and no --fail-if or --metrics",
                     EXIT_USAGE,
                 )
             from loadgen.commands.repeat import repeat as run_repeatedly
