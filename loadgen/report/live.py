@@ -58,7 +58,9 @@ def live_display(plan: Plan, clock: Clock) -> Iterator[Draw | None]:
     screen = _Screen(console)
 
     def draw(tally: Tally) -> None:
-        if pace.allows(clock()):
+        # While replies are awaited nothing more is heard, perhaps for as long as the grace.
+        begins_to_wait = tally.phase is Phase.DRAINING and not display.is_waiting
+        if pace.allows(clock()) or begins_to_wait:
             display.show(tally)
             screen.draw(display.lines)
 
@@ -119,6 +121,9 @@ class _Screen:
 class Display:
     """What stands on the screen, for whatever width that has when it is drawn.
 
+    Attributes:
+        is_waiting: whether that is that late replies are awaited.
+
     >>> from loadgen.tally import Counts, Snapshot
     >>> display, tally = Display(Plan(connections=5, duration=2.0), lambda: 0.0), Tally()
     >>> counts = Counts(held=5, verified=90, on_time=90, wrong=1)
@@ -138,6 +143,7 @@ class Display:
     def show(self, tally: Tally) -> None:
         """Draw this tally from now on."""
         self._tally = tally
+        self.is_waiting = tally.phase is Phase.DRAINING
         self._progress = self._watcher.look(tally)
 
     def lines(self, width: int, *, ascii_only: bool = False) -> list[Line]:

@@ -182,6 +182,17 @@ def test_copies_are_made_four_times_a_second_and_of_the_end() -> None:
         assert fetch(said[0])["loadgen_requests_sent_total"] == 10
 
 
+def test_an_address_that_was_given_is_not_told_again() -> None:
+    said: list[str] = []
+    with socket.socket() as holder:  # keeps the port from others, and does not listen itself
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        port = holder.getsockname()[1]
+        with served_metrics(f"127.0.0.1:{port}", PLAN, announce=said.append):
+            assert fetch(f"http://127.0.0.1:{port}/metrics")
+    assert said == []
+
+
 def refused(place: str) -> CommandError:
     with pytest.raises(CommandError) as caught, served_metrics(place, PLAN):
         pass

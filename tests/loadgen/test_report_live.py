@@ -255,6 +255,19 @@ def test_it_is_redrawn_four_times_a_second_at_most(term: Terminal) -> None:
         assert term.text().count("measuring") == 4
 
 
+def test_that_late_replies_are_awaited_is_drawn_at_once(term: Terminal) -> None:
+    late = Tally()
+    late.add(Snapshot(phase=Phase.DRAINING, elapsed=60.0, counts=Counts(sent=3)))
+    with term.drawing() as draw:
+        draw(measuring())
+        for _ in range(3):
+            term.now -= 0.99
+            draw(late)
+        text = term.text()
+    assert screen(text)[0].startswith("waiting for late replies")
+    assert text.count("waiting") == 1
+
+
 def test_nothing_is_left_at_the_end(term: Terminal) -> None:
     with term.drawing() as draw:
         draw(connecting())
