@@ -205,9 +205,9 @@ def served_metrics(
     That is to be called for each snapshot, and is cheap to call.
 
     Args:
-        place: HOST:PORT; port 0 lets the kernel choose one.
+        place: HOST:PORT; port 0 lets the kernel choose one, which is announced.
         plan: what was asked.
-        announce: takes a line with the address.
+        announce: takes a line with the address that was chosen.
         clock: monotonic seconds.
 
     Raises:
@@ -218,16 +218,18 @@ def served_metrics(
 
     collector = RunCollector(plan)
     try:
-        server = CollectorServer(collector, *parse_place(place), threads=_THREADS)
+        wanted = parse_place(place)
+        server = CollectorServer(collector, *wanted, threads=_THREADS)
     except (ListenError, MetricsUnavailable, ValueError) as error:
         raise CommandError(f"--metrics: {error}", EXIT_USAGE) from error
     pace = Pace(PUBLISH_EVERY)
 
     def publish(tally: Tally) -> None:
-        # The last word is told in any case, for who asks until the very end.
-        if tally.phase is Phase.DONE or pace.allows(clock()):
+        # These may be the last words for a while, or at all.
+        if tally.phase in (Phase.DRAINING, Phase.DONE) or pace.allows(clock()):
             collector.publish(tally)
 
     with server:
-        announce(f"metrics on http://{server.address}/metrics")
+        if wanted.port == 0:
+            announce(f"metrics on http://{server.address}/metrics")
         yield publish

@@ -2,18 +2,21 @@
 
 The first says what the run does and how far it is, the second gives figures of
 the last full second. What does not fit the width is left out, the least
-important first, and nothing wraps. rich is loaded here and nowhere else.
+important first, and nothing wraps.
+
+rich is loaded here and nowhere else. It tells what the terminal can do and how a
+style is written there; its own way to lay text out would take ten times as long
+as all the rest of a redraw.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Final
 
-from rich.console import Console, ConsoleOptions, RenderResult
-from rich.live import Live
-from rich.text import Text
+from rich.console import Console
 
 from loadgen.plan import Plan
 from loadgen.report.progress import Clock, Draw, Pace, Progress, Watcher, brief, connected, faults
@@ -33,6 +36,13 @@ _BLOCKS: Final = "▁▂▃▄▅▆▇█"
 _ASCII_BLOCKS: Final = "_.:-=+*#"
 
 
+_ERASE_LINE: Final = "\r\x1b[2K"
+_ERASE_LINE_ABOVE: Final = "\x1b[1A\x1b[2K"
+
+Line = list[tuple[str, str]]
+"""Pieces of text, each with its style."""
+
+
 @contextlib.contextmanager
 def live_display(plan: Plan, clock: Clock) -> Iterator[Draw | None]:
     """Give what draws a tally on standard error; None where nothing can be redrawn.
@@ -45,33 +55,81 @@ def live_display(plan: Plan, clock: Clock) -> Iterator[Draw | None]:
         return
     display = Display(plan, clock)
     pace = Pace(REDRAW_EVERY)
-    live = Live(display, console=console, auto_refresh=False, transient=True)
+    screen = _Screen(console)
 
     def draw(tally: Tally) -> None:
-        if pace.allows(clock()):
+        # While replies are awaited nothing more is heard, perhaps for as long as the grace.
+        begins_to_wait = tally.phase is Phase.DRAINING and not display.is_waiting
+        if pace.allows(clock()) or begins_to_wait:
             display.show(tally)
-            live.refresh()
+            screen.draw(display.lines)
 
-    # Ctrl-C may come anywhere, also while rich begins or ends.
+    # Ctrl-C may come anywhere.
     try:
-        try:
-            live.start(refresh=True)
-            yield draw
-        finally:
-            live.stop()
+        console.show_cursor(False)
+        screen.draw(display.lines)
+        yield draw
     finally:
-        console.show_cursor(True)
+        try:
+            screen.erase()
+        finally:
+            console.show_cursor(True)
+
+
+class _Screen:
+    """The lines where the cursor is, the last of them without a newline."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._file = console.file
+        self._ascii_only = console.options.ascii_only
+        self._styles: dict[str, tuple[str, str]] = {"": ("", "")}
+        self._height = 1
+
+    def draw(self, lines: Callable[..., list[Line]]) -> None:
+        """Draw lines in place of those before, in one piece."""
+        # The last column stays free: some terminals wrap as soon as it is written.
+        drawn = lines(self._console.width - 1, ascii_only=self._ascii_only)
+        text = "\n".join("".join(chain.from_iterable(map(self._styled, line))) for line in drawn)
+        # Back at the start of the line, where an echoed ^C cannot wrap.
+        self._write(f"{self._erasure()}{text}\r")
+        self._height = max(1, len(drawn))
+
+    def erase(self) -> None:
+        """Leave an empty line."""
+        self._write(self._erasure())
+        self._height = 1
+
+    def _erasure(self) -> str:
+        return _ERASE_LINE + _ERASE_LINE_ABOVE * (self._height - 1)
+
+    def _write(self, text: str) -> None:
+        self._file.write(text)
+        self._file.flush()
+
+    def _styled(self, piece: tuple[str, str]) -> tuple[str, str, str]:
+        text, style = piece
+        if style not in self._styles:
+            with self._console.capture() as captured:
+                self._console.print("-", style=style, end="", highlight=False)
+            before, _, after = captured.get().rpartition("-")
+            self._styles[style] = before, after
+        before, after = self._styles[style]
+        return before, text, after
 
 
 class Display:
     """What stands on the screen, for whatever width that has when it is drawn.
+
+    Attributes:
+        is_waiting: whether that is that late replies are awaited.
 
     >>> from loadgen.tally import Counts, Snapshot
     >>> display, tally = Display(Plan(connections=5, duration=2.0), lambda: 0.0), Tally()
     >>> counts = Counts(held=5, verified=90, on_time=90, wrong=1)
     >>> tally.add(Snapshot(phase=Phase.MEASURING, elapsed=1.0, counts=counts))
     >>> display.show(tally)
-    >>> for line in display.lines(60): print(line)
+    >>> for line in display.lines(60): print("".join(text for text, _ in line))
     measuring  ━━━━━━━━━━━━━━━━━━━────────────────────  1 s left
     5 connections  90/s  1 bad
     """
@@ -85,22 +143,16 @@ class Display:
     def show(self, tally: Tally) -> None:
         """Draw this tally from now on."""
         self._tally = tally
+        self.is_waiting = tally.phase is Phase.DRAINING
         self._progress = self._watcher.look(tally)
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        # The last column stays free: some terminals wrap as soon as it is written.
-        yield from self.lines(options.max_width - 1, ascii_only=options.ascii_only)
-
-    def lines(self, width: int, *, ascii_only: bool = False) -> list[Text]:
+    def lines(self, width: int, *, ascii_only: bool = False) -> list[Line]:
         """The lines, none of them longer than so many columns."""
         head = _head(self._progress, width, "#." if ascii_only else "━─")
-        lines = [head, self._figures(width, _ASCII_BLOCKS if ascii_only else _BLOCKS)]
-        for line in lines:
-            line.no_wrap = True
-            line.truncate(width, overflow="crop" if ascii_only else "ellipsis")
-        return [line for line in lines if line]
+        figures = self._figures(width, _ASCII_BLOCKS if ascii_only else _BLOCKS)
+        return [_cut(line, width) for line in (head, figures) if line]
 
-    def _figures(self, width: int, blocks: str) -> Text:
+    def _figures(self, width: int, blocks: str) -> Line:
         plan, tally, counts = self._plan, self._tally, self._tally.counts
         parts: dict[str, str] = {}
         spark: list[int] = []
@@ -124,12 +176,11 @@ class Display:
             most = counts.errors.most_common(_KINDS)
             parts["kinds"] = "(" + ", ".join(f"{number:,} {kind}" for kind, number in most) + ")"
         _fit(parts, width, spark, blocks)
-        line = Text()
+        line: Line = []
         for name, text in parts.items():
             is_bad = name == "kinds" or (name == "faults" and went_wrong)
             style = "red" if is_bad else "cyan" if name == "spark" else ""
-            line.append(_GAP if line else "").append(text, style)
-        line.rstrip()
+            line += [(_GAP if line else "", ""), (text, style)]
         return line
 
     def _steady(self, name: str, text: str) -> str:
@@ -138,17 +189,23 @@ class Display:
         return text.ljust(self._widest[name])
 
 
-def _head(progress: Progress, width: int, bar: str) -> Text:
+def _head(progress: Progress, width: int, bar: str) -> Line:
     """The phase, a bar, and how far it is; without the bar where there is no room."""
-    done, rest = bar[0], bar[1]
-    line = Text(progress.phase, "bold")
+    line = [(progress.phase, "bold")]
     room = width - len(progress.phase) - len(progress.state) - 2 * len(_GAP)
     if room >= _LEAST_BAR:
         full = int(progress.share * room)
-        line.append(_GAP).append(done * full, "bar.complete").append(
-            rest * (room - full), "bar.back"
-        )
-    return line.append(_GAP).append(progress.state)
+        line += [(_GAP, ""), (bar[0] * full, "bar.complete"), (bar[1] * (room - full), "bar.back")]
+    return [*line, (_GAP, ""), (progress.state, "")]
+
+
+def _cut(line: Line, width: int) -> Line:
+    """As much of a line as there is room for."""
+    kept = []
+    for text, style in line:
+        kept.append((text[:width], style))
+        width -= len(kept[-1][0])
+    return kept
 
 
 def _fit(parts: dict[str, str], width: int, spark: Sequence[int], blocks: str) -> None:

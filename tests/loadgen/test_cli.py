@@ -15,6 +15,7 @@ import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
@@ -163,6 +164,52 @@ def test_percentiles_are_shown_and_written(tmp_path: Path, address: Target) -> N
     assert {"p25", "p50", "p99.99", "p99.999"} < json.loads(path.read_text())[
         "latency_seconds"
     ].keys()
+
+
+# What is told while it goes on ------------------------------------------------
+
+
+def test_quiet_prints_the_verdict_alone() -> None:
+    ended = call("-c", "5", "-n", "50", "--quiet")
+    assert (ended.code, ended.out, ended.err) == (0, "OK: every reply verified\n", "")
+
+
+def test_quiet_leaves_standard_output_to_the_json() -> None:
+    ended = call("-c", "5", "-n", "50", "-q", "--json", "-")
+    assert json.loads(ended.out)["requests"]["verified"] == 50
+    assert (ended.code, ended.err) == (0, "OK: every reply verified\n")
+
+
+def test_quiet_does_not_silence_errors(refusing: Target) -> None:
+    ended = call("-t", str(refusing), "-c", "1", "-q")
+    assert ended.code == 4
+    assert ended.line.startswith(f"loadgen: cannot connect to {refusing}: refused")
+
+
+def test_figures_are_served_while_it_runs(address: Target) -> None:
+    with running("-t", str(address), "-c", "2", "-d", "10m", "--metrics", "127.0.0.1:0") as process:
+        assert process.stderr is not None
+        url = process.stderr.readline().removeprefix("metrics on ").strip()
+
+        def verified() -> float:
+            with urlopen(url, timeout=PATIENCE) as answer:
+                return float(
+                    re.findall(rb"(?m)^loadgen_replies_verified_total (.*)$", answer.read())[0]
+                )
+
+        wait_until(verified)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, err) == (130, "")
+    assert out.endswith("INTERRUPTED: every reply so far verified\n")
+
+
+def test_metrics_that_cannot_be_served_end_it_before_anything_is_started(address: Target) -> None:
+    ended = call("--metrics", str(address), "-c", "1")
+    assert ended.code == 2
+    assert ended.line == (
+        f"loadgen: --metrics: cannot serve metrics on {address}: Address already in use"
+    )
 
 
 # Servers that fail -----------------------------------------------------------
@@ -443,7 +490,7 @@ def test_an_interrupt_has_the_report_printed_and_every_process_gone(
     path = tmp_path / "run.json"
     arguments = ("-c", "20", "-d", "10m", "--json", str(path))
     with running(*arguments, stderr=program) as process:
-        watch(person, b"requests/s")  # a snapshot of the measured time is drawn
+        watch(person, b"measuring")  # a snapshot of the measured time is drawn
         children = children_of(process.pid)
         assert children.keys() == {"loadgen.embedded", "loadgen.worker"}
         os.killpg(process.pid, number)  # as Ctrl-C does: to all that are in the foreground

@@ -8,6 +8,8 @@ from dataclasses import fields
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from loadgen.hdr import decode
 from loadgen.histogram import Histogram
@@ -15,11 +17,14 @@ from loadgen.tally import (
     MISMATCHES_KEPT,
     SECONDS_OPEN,
     Counts,
+    Interval,
     Mismatch,
     Phase,
     Snapshot,
     Tally,
 )
+
+from .runs import recorded
 
 
 def filled(number: int) -> Counts:
@@ -221,3 +226,65 @@ def test_latencies_and_connect_times_are_histograms() -> None:
     tally.add(Snapshot(phase=Phase.DONE, elapsed=1.0, counts=counts))
     assert tally.latency.counts == latency.counts
     assert tally.connect.counts == connect.counts
+
+
+# The last seconds -------------------------------------------------------------
+
+
+def counted(second: int, *latencies: int) -> Snapshot:
+    return Snapshot(
+        phase=Phase.MEASURING,
+        elapsed=second + 0.5,
+        second=second,
+        counts=Counts(verified=len(latencies), latency=recorded(*latencies)),
+    )
+
+
+def test_there_is_no_last_second_before_the_first_is_over() -> None:
+    tally = Tally()
+    assert tally.last() is None
+    tally.add(Snapshot(phase=Phase.CONNECTING, elapsed=0.0, second=9, counts=Counts()))
+    tally.add(counted(0, 5))
+    assert (tally.last(), tally.requests_by_second(30)) == (None, [])
+
+
+def figures(interval: Interval | None) -> tuple[float, int, int | None, int | None]:
+    assert interval is not None
+    return interval.start, interval.requests, interval.p50, interval.p99
+
+
+def test_the_last_second_is_the_one_before_the_newest_also_when_an_engine_is_late() -> None:
+    tally = Tally()
+    for snapshot in (counted(0, 5), counted(1, 7, 7), counted(2, 9)):
+        tally.add(snapshot)
+    assert figures(tally.last()) == (1.0, 2, 7, 7)
+    tally.add(counted(2, 100))
+    assert figures(tally.last()) == (1.0, 2, 7, 7)
+    tally.add(counted(1, 1000))
+    assert figures(tally.last()) == (1.0, 3, 7, 1000)
+    assert tally.last() == tally.series[1]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 40), st.lists(st.integers(1, 2000), max_size=3))),
+    st.integers(1, SECONDS_OPEN),
+)
+def test_the_last_seconds_are_those_of_the_series(
+    words: list[tuple[int, list[int]]], seconds: int
+) -> None:
+    tally = Tally()
+    for second, latencies in words:
+        tally.add(counted(second, *latencies))
+        over = tally.series[:-1]
+        assert tally.requests_by_second(30) == [each.requests for each in over[-30:]]
+        last = tally.last(seconds)
+        assert (last is None) == (not over)
+        if last is not None:
+            assert last.requests == sum(each.requests for each in over[-seconds:])
+            assert tally.last() == over[-1]
+
+
+@pytest.mark.parametrize("seconds", [0, SECONDS_OPEN + 1])
+def test_more_seconds_than_are_kept_are_refused(seconds: int) -> None:
+    with pytest.raises(ValueError, match=f"{seconds} seconds: 1 to {SECONDS_OPEN} are kept"):
+        Tally().last(seconds)
