@@ -6,7 +6,7 @@ import contextlib
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from types import FrameType
 from typing import Final, TypeVar
@@ -38,12 +38,14 @@ class Site:
         workers: how many processes; None takes as many as there are cores free.
         sources: addresses of this machine to connect from.
         tls: how to encrypt; None does not.
+        embedded: whether the target is the bundled server, see ``standing``.
     """
 
     target: Address | None = None
     workers: int | None = 1
     sources: tuple[str, ...] = ()
     tls: TlsPlan | None = None
+    embedded: bool = False
 
 
 def run(plan: Plan, site: Site, report: Callable[[Run], T]) -> T:
@@ -57,16 +59,13 @@ def run(plan: Plan, site: Site, report: Callable[[Run], T]) -> T:
         EmbeddedServerError, WorkerError: a process failed; why stands on stderr.
         KeyboardInterrupt: a second signal came.
     """
-    workers = site.workers or spare_workers(plan, embedded=site.target is None)
-    preflight.check_machine(plan, workers, embedded=site.target is None)
+    embedded = site.embedded or site.target is None
+    workers = site.workers or spare_workers(plan, embedded=embedded)
+    preflight.check_machine(plan, workers, embedded=embedded)
     shares = [plan.share(worker, workers) for worker in range(workers)]
     messages = plan.traffic.build(plan.seed, plan.in_flight)
-    with contextlib.ExitStack() as stack:
-        target = site.target
-        if target is None:
-            # Its limit of open files is the one that the check above has raised.
-            target = stack.enter_context(embedded_server())
-            print(f"no --target: started the bundled server on {target}", file=sys.stderr)
+    # The bundled server's limit of open files is the one that the check above has raised.
+    with standing(site) as (target, _):
         try:
             address = preflight.resolve(target)
         except OSError as error:
@@ -104,7 +103,7 @@ def run(plan: Plan, site: Site, report: Callable[[Run], T]) -> T:
                 Run(
                     plan=plan,
                     target=target,
-                    embedded=site.target is None,
+                    embedded=embedded,
                     workers=workers,
                     started_at=started_at,
                     interrupted=interrupted(),
@@ -113,6 +112,23 @@ def run(plan: Plan, site: Site, report: Callable[[Run], T]) -> T:
                     verdict=judge(tally.counts, interrupted=interrupted()),
                 )
             )
+
+
+@contextlib.contextmanager
+def standing(site: Site) -> Iterator[tuple[Address, Site]]:
+    """Where the server is, and a site that any number of runs may use meanwhile.
+
+    Without a target that is the bundled server, started here and stopped at the end.
+
+    Raises:
+        EmbeddedServerError: it did not start.
+    """
+    if site.target is not None:
+        yield site.target, site
+        return
+    with embedded_server() as target:
+        print(f"no --target: started the bundled server on {target}", file=sys.stderr)
+        yield target, replace(site, target=target, embedded=True)
 
 
 def spare_workers(plan: Plan, *, embedded: bool) -> int:
