@@ -11,6 +11,8 @@ from typing import Annotated, TypeVar
 
 import typer
 
+from loadgen.commands import TAKES_LOADS
+from loadgen.commands.capacity import capacity
 from loadgen.embedded import EmbeddedServerError
 from loadgen.plan import Plan, PlanError, TlsPlan, parse_rate, parse_stages
 from loadgen.report import Run
@@ -501,3 +503,6 @@ def _report(finished: Run, json: str | None) -> int:
     if unsaved is not None:
         raise CommandError(f"cannot write {json}: {unsaved.strerror}", EXIT_FAILED) from unsaved
     return finished.verdict.exit_code
+
+
+app.command("capacity", context_settings=TAKES_LOADS)(capacity)
