@@ -12,7 +12,8 @@ confirmation says otherwise; what did not hold is measured once more before it
 counts, unless it missed by far (half of all requests over the bound, and a tenth
 not answered in time). The rate right above the answer has in any case been
 measured twice: where a rate misses by far and one little below it holds, the
-two contradict each other. One bad step, wherever it is, costs its time alone.
+two contradict each other, and so do a rate that held and its confirmation that
+misses, which is repeated. One bad step, wherever it is, costs its time alone.
 
 The search ends in a time that is known before: steps and confirmations are
 bounded, and none is begun that does not fit.
@@ -37,8 +38,8 @@ DOWN: Final = 4.0
 """The same downwards, while none holds."""
 LOWEST: Final = 1.0
 """Requests a second below which there is no search."""
-CONFIRMATIONS: Final = 5
-"""Longer runs at most: one, its repetition, and at three lower rates."""
+CONFIRMATIONS: Final = 6
+"""Longer runs at most, of the best rate and of lower ones, with their repetitions."""
 FAR: Final = 0.9
 """The share of the requests answered in time below which a miss may be a clear one."""
 ALL_WAITING: Final = 0.8
@@ -61,6 +62,9 @@ class Outcome(enum.Enum):
     INTERRUPTED = "interrupted"
 
 
+_NO_LIMITS: Final = (Outcome.WRONG, Outcome.UNCONNECTED, Outcome.INTERRUPTED)
+
+
 class Limit(enum.Enum):
     """What keeps the rate from being higher."""
 
@@ -79,6 +83,8 @@ class Ending(enum.Enum):
     FOUND = "found"
     TIME = "out of time"
     WRONG = "wrong replies"
+    UNCONNECTED = "no connection"
+    """Nor when it was tried again."""
     INTERRUPTED = "interrupted"
 
 
@@ -444,11 +450,10 @@ class _Search:
         if rate is None:
             return
         down = 1 + terms.precision
-        repeated = False
         while rate >= terms.lowest:
             step = self._step(rate, terms.confirm, confirms=True)
-            if not (step.held or repeated or is_clear(step.figures, terms)):
-                repeated = True
+            # The first rate has held before, which a miss contradicts, however clear it is.
+            if not step.held and (rate == self._low or not is_clear(step.figures, terms)):
                 step = self._step(rate, terms.confirm, confirms=True, repeats=True)
             if step.held:
                 self._confirmed = step
@@ -487,6 +492,8 @@ class _Search:
             raise _EndError(Ending.INTERRUPTED)
         if outcome is Outcome.WRONG:  # a matter of no rate
             raise _EndError(Ending.WRONG)
+        if [each.outcome for each in self._steps[-2:]] == [Outcome.UNCONNECTED] * 2:
+            raise _EndError(Ending.UNCONNECTED)
         return step
 
     def _limit(self) -> tuple[Limit, str | None]:
@@ -496,7 +503,7 @@ class _Search:
             step
             for step in self._steps
             if not step.held
-            and step.outcome not in (Outcome.INTERRUPTED, Outcome.WRONG)
+            and step.outcome not in _NO_LIMITS
             and (best is None or step.rate > best or step.confirms)
         ]
         if not above:

@@ -295,13 +295,11 @@ def _report(findings: Findings, json: str | None, html: str | None) -> None:
 
 
 def _exit_code(result: Result) -> int:
-    from loadgen.capacity import Ending, Outcome
+    from loadgen.capacity import Ending
     from loadgen.verdict import EXIT_FINE, EXIT_NO_CONNECTION
 
     if result.ending is Ending.INTERRUPTED:
         return EXIT_INTERRUPTED
-    if result.confirmed is not None:
-        return EXIT_FINE
-    if result.steps and result.steps[-1].outcome is Outcome.UNCONNECTED:
+    if result.ending is Ending.UNCONNECTED:
         return EXIT_NO_CONNECTION
-    return EXIT_FAILED
+    return EXIT_FAILED if result.confirmed is None else EXIT_FINE

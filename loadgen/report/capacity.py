@@ -115,6 +115,8 @@ def answer(findings: Findings) -> str:
     terms, slo = result.terms, result.terms.slo
     if result.ending is Ending.INTERRUPTED and not result.confirmed:
         return f"CAPACITY: interrupted; {_so_far(result)}"
+    if result.ending is Ending.UNCONNECTED:
+        return f"CAPACITY: none: the server takes no connection any more; {_so_far(result)}"
     if result.ending is Ending.WRONG:
         step = result.steps[-1]
         return (
