@@ -7,7 +7,6 @@ that comes from outside is escaped.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from html import escape
 from typing import Any, Final
@@ -26,6 +25,7 @@ from loadgen.report.capacity import (
     headline,
     verdict,
 )
+from loadgen.report.html_charts import load_pygal
 
 _LINES: Final = ((50.0, "var(--p50)"), (99.0, "var(--p99)"))
 _SVG: Final = "http://www.w3.org/2000/svg"
@@ -113,7 +113,7 @@ def _figure(findings: Findings) -> str:
 
 
 def _chart(steps: Sequence[Step], findings: Findings) -> str:
-    pygal, style_of = _pygal()
+    pygal, style_of = load_pygal()
 
     terms = findings.result.terms
     bounds = [each for each in terms.slo.clauses if each.is_latency]
@@ -183,15 +183,6 @@ def _chart(steps: Sequence[Step], findings: Findings) -> str:
         ends = [(at, _height(heights[0])), (at, _height(heights[-1]))]
         chart.add("confirmed", ends, show_dots=False, stroke_style={"dasharray": "2, 3"})
     return _without_scripts(chart.render_tree())
-
-
-def _pygal() -> tuple[Any, Any]:
-    import pygal  # type: ignore[import-untyped]
-    from pygal.style import Style  # type: ignore[import-untyped]
-
-    # It leaves a finder of an old kind, of which every later import would be warned.
-    sys.meta_path[:] = [each for each in sys.meta_path if type(each).__module__ != pygal.__name__]
-    return pygal, Style
 
 
 def _height(seconds: float) -> float:

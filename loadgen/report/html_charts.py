@@ -12,7 +12,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 from xml.etree import ElementTree as ET
 
 WIDTH: Final = 560
@@ -91,18 +91,24 @@ def chart(lines: Iterable[Line], x: Axis, y: Axis, *, label: str, tips: Iterable
     return ET.tostring(svg, encoding="unicode")
 
 
-def _drawn(lines: Iterable[Line], x: Axis, y: Axis) -> ET.Element:
-    """What pygal makes of it."""
-    import pygal  # type: ignore[import-untyped]  # takes its time, and only this report needs it
+def load_pygal() -> tuple[Any, Any]:
+    """pygal and the class of its styles; loaded late, since most runs do without."""
+    import pygal  # type: ignore[import-untyped]
     from pygal.style import Style  # type: ignore[import-untyped]
 
     # It leaves a finder for its maps behind, of a kind that Python 3.11 warns of at every
     # later import and newer ones ignore.
     sys.meta_path[:] = [each for each in sys.meta_path if type(each).__module__ != "pygal"]
+    return pygal, Style
+
+
+def _drawn(lines: Iterable[Line], x: Axis, y: Axis) -> ET.Element:
+    """What pygal makes of it."""
+    pygal, style_of = load_pygal()
     figure = pygal.XY(
         js=[],
         css=[],
-        style=Style(label_font_size=12, title_font_size=12),
+        style=style_of(label_font_size=12, title_font_size=12),
         disable_xml_declaration=True,
         width=WIDTH,
         height=HEIGHT,
