@@ -113,18 +113,27 @@ def loadgen(
     html: Annotated[
         str | None,
         typer.Option(
-            "--html", metavar="FILE", help="Write a page with charts, to be opened in a browser."
+            "--html",
+            metavar="FILE",
+            rich_help_panel=_REPORTS,
+            help="Write a page with charts, to be opened in a browser.",
         ),
     ] = None,
     quiet: Annotated[
         bool,
-        typer.Option("--quiet", "-q", help="Print nothing but the last line, and errors."),
+        typer.Option(
+            "--quiet",
+            "-q",
+            rich_help_panel=_REPORTS,
+            help="Print nothing but the last line, and errors.",
+        ),
     ] = False,
     metrics: Annotated[
         str | None,
         typer.Option(
             "--metrics",
             metavar="HOST:PORT",
+            rich_help_panel=_REPORTS,
             help="Serve live figures for Prometheus there while the run goes on.",
         ),
     ] = None,
@@ -133,6 +142,7 @@ def loadgen(
         typer.Option(
             "--repeat",
             metavar="N",
+            rich_help_panel=_REPORTS,
             help="Do it all so many times, and show how much the runs differ.",
         ),
     ] = None,
@@ -432,6 +442,7 @@ def loadgen(
     loadgen --target 10.0.0.7:6789 --rate 20k --arrivals poisson --payload-unique
     """
     if ctx.invoked_subcommand is not None:
+        _check_order(ctx, ctx.invoked_subcommand)
         return
     try:
         traffic = _traffic(payload, payload_size, payload_file, payload_unique, expect)
@@ -507,6 +518,20 @@ def loadgen(
     except (EmbeddedServerError, WorkerError) as error:
         raise CommandError(str(error), EXIT_FAILED) from error
     raise typer.Exit(code)
+
+
+def _check_order(ctx: typer.Context, command: str) -> None:
+    """Refuse what would be silently left out: options before a command, or a second command."""
+    if ctx.obj is not None:
+        raise CommandError(f"{command}: name one command", EXIT_USAGE)
+    for name in ctx.params:
+        source = ctx.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise CommandError(
+                f"--{name.strip('_').replace('_', '-')}: options come after the name of a command, "
+                f"as in loadgen {command} --conns 100",
+                EXIT_USAGE,
+            )
 
 
 def _optional(option: str, parse: Callable[[str], T], text: str | None) -> T | None:

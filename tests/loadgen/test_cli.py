@@ -389,6 +389,20 @@ def test_the_help_fits_the_terminal_and_names_every_option_and_exit_code(
         assert exit_code in ended.out
 
 
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ("--conns 5 chaos", "--conns: options come after the name of a command"),
+        ("-t 127.0.0.1:1 capacity --slo p99<1s", "--target: options come after"),
+        ("capacity --slo p99<1s chaos", "chaos: name one command"),
+    ],
+)
+def test_what_a_command_would_leave_out_is_refused(arguments: str, line: str) -> None:
+    ended = call(*arguments.split())
+    assert ended.code == 2
+    assert ended.line.startswith(f"loadgen: {line}")
+
+
 def test_without_a_number_of_workers_one_is_enough_for_few_connections(address: Target) -> None:
     code, figures = measure("-t", str(address), "-c", "10", "-n", "20", "-w", "auto")
     assert (code, figures["loader"]["workers"]) == (0, 1)
