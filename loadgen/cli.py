@@ -38,6 +38,12 @@ _FAILING = "When a run fails"
 _TLS = "TLS"
 _REPORTS = "Reports"
 
+_OF_A_RUN = (
+    *("json", "html", "csv", "hgrm", "hlog", "percentiles", "quiet", "metrics", "repeat"),
+    *("fail_if", "abort_on_fail"),
+)
+"""Parameters that say nothing of a load: what is told of a run, and when it fails."""
+
 T = TypeVar("T")
 app = make_app(subcommand_metavar="[COMMAND]")
 
@@ -484,6 +490,11 @@ def loadgen(
             raise CommandError("--repeat 0: at least 1 is needed", EXIT_USAGE)
         if ctx.obj is not None:
             # A command that is about a load has it described, and carries it out itself.
+            for name in _OF_A_RUN:
+                if _is_given(ctx, name):
+                    raise CommandError(
+                        f"{_option(name)}: of a single run, which this command is not", EXIT_USAGE
+                    )
             ctx.obj(plan, site)
             return
         thresholds = [parsed("--fail-if", parse_threshold, text) for text in fail_if or ()]
@@ -525,13 +536,21 @@ def _check_order(ctx: typer.Context, command: str) -> None:
     if ctx.obj is not None:
         raise CommandError(f"{command}: name one command", EXIT_USAGE)
     for name in ctx.params:
-        source = ctx.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
+        if _is_given(ctx, name):
             raise CommandError(
-                f"--{name.strip('_').replace('_', '-')}: options come after the name of a command, "
+                f"{_option(name)}: options come after the name of a command, "
                 f"as in loadgen {command} --conns 100",
                 EXIT_USAGE,
             )
+
+
+def _is_given(ctx: typer.Context, name: str) -> bool:
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _option(name: str) -> str:
+    return f"--{name.strip('_').replace('_', '-')}"
 
 
 def _optional(option: str, parse: Callable[[str], T], text: str | None) -> T | None:

@@ -106,8 +106,6 @@ def chaos(
 
     loadgen chaos --target 127.0.0.1:6789 --rate 5k --abuses reset,bad-header --abusers 50
     """
-    if ctx.obj is not None:
-        raise CommandError("chaos: name the command once", EXIT_USAGE)
     plan, site = load_of(ctx.args)
 
     from dataclasses import replace

@@ -158,7 +158,8 @@ def test_targets_elsewhere_are_refused_in_a_line_before_anything_is_connected() 
         (("--conns", "none"), "--conns: 'none' is no count"),
         (("-t", "tls://127.0.0.1:80"), "tls://127.0.0.1:80: abuses are made of plain TCP; "),
         (("--json", "/nowhere/x"), "--json: cannot write /nowhere/x: No such file"),
-        (("chaos",), "chaos: name the command once"),
+        (("--html", "x.html"), "--html: of a single run, which this command is not"),
+        (("chaos",), "chaos: name one command"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_a_line(arguments: tuple[str, ...], said: str) -> None:
