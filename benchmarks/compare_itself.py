@@ -1,6 +1,6 @@
 """How often ``loadgen compare`` calls a difference: of a server with itself, and with a slower one.
 
-    python benchmarks/compare_itself.py [--more 0,20] [--times 10] [--repeat 12] [--duration 3]
+    python benchmarks/compare_itself.py [--more 0,20] [--times 10] [--repeat 60] [--duration 0.5]
 
 The handler does arithmetic for some tenths of a millisecond on one thread, so that
 the server is the limit, whatever speed the machine has just then. The slower one
@@ -67,8 +67,8 @@ def main() -> None:
     )
     parser.add_argument("--times", type=int, default=10, help="comparisons of each kind")
     parser.add_argument("--more", default="0,20", help="per cent more work; 0 is the same server")
-    parser.add_argument("--repeat", type=int, default=12, help="runs of each server")
-    parser.add_argument("--duration", type=float, default=3.0, help="seconds of a run")
+    parser.add_argument("--repeat", type=int, default=60, help="runs of each server")
+    parser.add_argument("--duration", type=float, default=0.5, help="seconds of a run")
     parser.add_argument("--conns", type=int, default=20)
     options = parser.parse_args()
     for more in options.more.split(","):

@@ -391,8 +391,8 @@ def _notes(
         found.append(f"TOO FEW: {_too_few(method, deciding.change.confidence, confidence)}")
     elif deciding.finding is Finding.NOTHING and (hidden := _hidden(deciding)) > WIDE:
         found.append(
-            f"WIDE: a difference of up to {hidden:.0%} would not have shown; longer runs, more of "
-            "them or a quieter machine narrow it down"
+            f"WIDE: a difference of up to {hidden:.0%} would not have shown; more runs (shorter "
+            "ones will do) or a quieter machine narrow it down"
         )
     if method is not Method.PAIRS:
         found.append(

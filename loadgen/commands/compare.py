@@ -293,7 +293,7 @@ def _run(plan: Plan, side: _Side) -> Run:
             site = side.site
             if side.command is not None:
                 site = replace(site, target=stack.enter_context(hosted(side.command)))
-            return run(plan, site, lambda finished: finished)
+            return run(plan, site, lambda finished: finished, quiet=True)  # pairs are told
     except (PlanError, TrafficError) as error:
         raise CommandError(str(error), EXIT_USAGE) from error
     except (HostedError, WorkerError) as error:

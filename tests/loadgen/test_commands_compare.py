@@ -36,7 +36,7 @@ class Played:
         self.order: list[str] = []
         self.interrupted_at: int | None = None
 
-    def __call__(self, plan: Plan, site: Site, report: Callable[[Run], Any]) -> Any:
+    def __call__(self, plan: Plan, site: Site, report: Callable[[Run], Any], **_: Any) -> Any:
         from loadgen.tally import Counts
 
         self.order.append(str(site.target))
