@@ -13,7 +13,7 @@ import random
 import re
 import string
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple, cast
 
 from nbnet.framing import MAX_PAYLOAD, FrameDecoder, FrameError, encode_frame
@@ -145,8 +145,15 @@ def read_payloads(text: bytes, *, frames: bool = False) -> tuple[bytes, ...]:
     return tuple(payloads)
 
 
-def make_payloads(sizes: Sizes, seed: int) -> tuple[bytes, ...]:
-    """Payloads of random letters and digits, of the given sizes; one where that is enough."""
+def make_payloads(sizes: Sizes, seed: int, shortest: int = 1) -> tuple[bytes, ...]:
+    """Payloads of random letters and digits, of the given sizes; one where that is enough.
+
+    Args:
+        shortest: the bytes that each has at least, of a lognormal distribution, whose
+            lower end nobody chose.
+    """
+    if sizes.median:
+        sizes = replace(sizes, low=max(sizes.low, shortest))
     rng = random.Random(seed)
     if sizes.is_fixed:
         lengths = [sizes.low]
@@ -170,7 +177,7 @@ def make_unique(payloads: Sequence[bytes], seed: int, in_flight: int) -> Iterato
     b'def'
     """
     count = max(POOL, 2 * in_flight, len(payloads))
-    width = math.ceil(math.log(count, len(_ALPHABET)))
+    width = _width(count)
     shortest, longest = min(map(len, payloads)), max(map(len, payloads))
     if shortest < width:
         raise TrafficError(
@@ -192,6 +199,11 @@ def make_unique(payloads: Sequence[bytes], seed: int, in_flight: int) -> Iterato
         number + payload[width:]
         for number, payload in zip(numbers, itertools.cycle(payloads), strict=False)
     )
+
+
+def _width(count: int) -> int:
+    """Bytes of the numbers that so many payloads take."""
+    return math.ceil(math.log(count, len(_ALPHABET)))
 
 
 def _numbers(seed: int, width: int, count: int) -> Iterator[bytes]:
@@ -303,7 +315,8 @@ class Traffic:
         """
         payloads: Iterable[bytes]
         if self.sizes is not None:
-            payloads = make_payloads(self.sizes, seed)
+            shortest = _width(max(POOL, 2 * in_flight)) if self.unique else 1
+            payloads = make_payloads(self.sizes, seed, shortest)
         else:
             payloads = self.payloads or (self.payload,)
         if self.unique:

@@ -93,7 +93,7 @@ def chart(lines: Iterable[Line], x: Axis, y: Axis, *, label: str, tips: Iterable
 
 def load_pygal() -> tuple[Any, Any]:
     """pygal and the class of its styles; loaded late, since most runs do without."""
-    import pygal  # type: ignore[import-untyped]
+    import pygal  # type: ignore[import-untyped]  # ships no types
     from pygal.style import Style  # type: ignore[import-untyped]
 
     # It leaves a finder for its maps behind, of a kind that Python 3.11 warns of at every

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -301,9 +302,9 @@ def test_churn_in_an_open_loop() -> None:
     [(FakeSocket.close_by_server, EOF), (FakeSocket.reset_by_server, RESET)],
 )
 def test_a_connection_that_failed_after_it_served_is_replaced_at_once(
-    act: object, kind: str, plan: dict[str, Any]
+    act: Callable[[FakeSocket], None], kind: str, plan: dict[str, Any]
 ) -> None:
-    world = World(server=only_at(3, act))  # type: ignore[arg-type]
+    world = World(server=only_at(3, act))
     counts = run(world, duration=0.05, reconnect=True, **plan).counts
     assert counts.reconnected >= 5
     assert counts.errors == {kind: counts.lost}
@@ -507,8 +508,12 @@ def test_nothing_is_sent_before_the_word_to_start() -> None:
 def test_connections_lost_before_the_start_are_replaced_after_it() -> None:
     world = World()
     world.control.start = None
-    for number in range(2):
-        world.at(300 * MS, lambda number=number: world.sockets[number].close_by_server(after=0))  # type: ignore[misc]
+
+    def close_all() -> None:
+        for socket in world.sockets:
+            socket.close_by_server(after=0)
+
+    world.at(300 * MS, close_all)
     world.at(500 * MS, lambda: setattr(world.control, "start", 0))
     counts = run(world, connections=2, duration=0.1, reconnect=True).counts
     assert (counts.lost, counts.held, counts.reconnected) == (2, 2, 2)

@@ -484,3 +484,12 @@ def test_a_pool_knows_its_longest_reply() -> None:
     assert (pool.longest_reply, pool.any_reply) == (11, False)
     pool = Pool(messages([b"abc"], "none"))
     assert (pool.longest_reply, pool.any_reply) == (0, True)
+
+
+def test_the_lower_end_of_a_lognormal_distribution_leaves_room_for_a_number() -> None:
+    sizes = parse_sizes("lognormal:20,3")
+    plain = Traffic(sizes=sizes).build(seed=1, in_flight=10)
+    assert min(len(message.frame) for message in plain) == 5 + 1
+    numbered = Traffic(sizes=sizes, unique=True).build(seed=1, in_flight=10)
+    assert min(len(message.frame) for message in numbered) == 5 + 3
+    assert len(set(numbered)) == len(numbered)
