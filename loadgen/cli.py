@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 
-from loadgen.commands import TAKES_LOADS, check_connected, check_outputs
+from loadgen.commands import TAKES_LOADS, check_connected, check_outputs, refusals
 from loadgen.commands import compare as _compare
 from loadgen.commands.capacity import capacity
 from loadgen.commands.chaos import chaos
-from loadgen.embedded import EmbeddedServerError
-from loadgen.plan import Plan, PlanError, TlsPlan, parse_rate, parse_stages
+from loadgen.plan import Plan, TlsPlan, parse_rate, parse_stages
 from loadgen.report import Run, files, outputs
 from loadgen.report import json as json_report
 from loadgen.report.terminal import SHOWN, parse_percentiles, summary
 from loadgen.running import Site, run
 from loadgen.thresholds import NAMES, OPERATORS, parse_threshold
-from loadgen.traffic import Traffic, TrafficError, parse_sizes, read_payloads
-from loadgen.workers import WorkerError
-from nbnet.command import EXIT_FAILED, EXIT_USAGE, CommandError, make_app, parsed, version_option
+from loadgen.traffic import Traffic, parse_sizes, read_payloads
+from nbnet.command import (
+    EXIT_FAILED,
+    EXIT_USAGE,
+    CommandError,
+    make_app,
+    optional,
+    parsed,
+    version_option,
+)
 from nbnet.command import run as run_command
 from nbnet.notation import Address, parse_address, parse_count, parse_duration
 
@@ -44,7 +50,6 @@ _OF_A_RUN = (
 )
 """Parameters that say nothing of a load: what is told of a run, and when it fails."""
 
-T = TypeVar("T")
 app = make_app(subcommand_metavar="[COMMAND]")
 
 
@@ -450,42 +455,40 @@ def loadgen(
     if ctx.invoked_subcommand is not None:
         _check_order(ctx, ctx.invoked_subcommand)
         return
-    try:
+    with refusals():
         traffic = _traffic(payload, payload_size, payload_file, payload_unique, expect)
-        count = _optional("--requests", parse_count, requests)
-        steps = _optional("--stages", parse_stages, stages) or ()
+        count = optional("--requests", parse_count, requests)
+        steps = optional("--stages", parse_stages, stages) or ()
         if arrivals is not None and rate is None and stages is None:
             raise CommandError("--arrivals: needs --rate or --stages", EXIT_USAGE)
         plan = Plan(
             connections=parsed("--conns", parse_count, conns),
             duration=_duration(duration, steps, count),
-            rate=_optional("--rate", parse_rate, rate),
+            rate=optional("--rate", parse_rate, rate),
             stages=steps,
             poisson=arrivals is Arrivals.poisson,
             requests=count,
             think=parsed("--think", parse_duration, think),
             pipeline=parsed("--pipeline", parse_count, pipeline),
-            active=_optional("--active", parse_count, active),
-            requests_per_connection=_optional(
-                "--requests-per-conn", parse_count, requests_per_conn
-            ),
+            active=optional("--active", parse_count, active),
+            requests_per_connection=optional("--requests-per-conn", parse_count, requests_per_conn),
             reconnect=reconnect,
             traffic=traffic,
             warmup=parsed("--warmup", parse_duration, warmup),
-            connect_rate=_optional("--connect-rate", parse_rate, connect_rate),
+            connect_rate=optional("--connect-rate", parse_rate, connect_rate),
             connect_timeout=parsed("--connect-timeout", parse_duration, connect_timeout),
             timeout=parsed("--timeout", parse_duration, timeout),
             grace=parsed("--grace", parse_duration, grace),
             seed=seed,
         )
-        server = _optional("--target", parse_address, target)
+        server = optional("--target", parse_address, target)
         site = Site(
             target=server,
             workers=None if workers == "auto" else parsed("--workers", _parse_workers, workers),
             sources=tuple(source or ()),
             tls=_tls(server, tls_ca, tls_cert, tls_key, tls_server_name),
         )
-        times = _optional("--repeat", parse_count, repeat)
+        times = optional("--repeat", parse_count, repeat)
         if times == 0:
             raise CommandError("--repeat 0: at least 1 is needed", EXIT_USAGE)
         if ctx.obj is not None:
@@ -500,7 +503,7 @@ def loadgen(
         thresholds = [parsed("--fail-if", parse_threshold, text) for text in fail_if or ()]
         if abort_on_fail and not thresholds:
             raise CommandError("--abort-on-fail: needs --fail-if", EXIT_USAGE)
-        shown = _optional("--percentiles", parse_percentiles, percentiles)
+        shown = optional("--percentiles", parse_percentiles, percentiles)
         named = {"--json": json, "--html": html, "--csv": csv, "--hgrm": hgrm, "--hlog": hlog}
         chosen = {option: path for option, path in named.items() if path is not None}
         check_outputs(chosen)
@@ -524,10 +527,6 @@ def loadgen(
             quiet=quiet,
             metrics=metrics,
         )
-    except (PlanError, TrafficError) as error:
-        raise CommandError(str(error), EXIT_USAGE) from error
-    except (EmbeddedServerError, WorkerError) as error:
-        raise CommandError(str(error), EXIT_FAILED) from error
     raise typer.Exit(code)
 
 
@@ -551,10 +550,6 @@ def _is_given(ctx: typer.Context, name: str) -> bool:
 
 def _option(name: str) -> str:
     return f"--{name.strip('_').replace('_', '-')}"
-
-
-def _optional(option: str, parse: Callable[[str], T], text: str | None) -> T | None:
-    return None if text is None else parsed(option, parse, text)
 
 
 def _duration(
@@ -594,7 +589,7 @@ def _traffic(
         raise CommandError(f"{given[0]} and {given[1]}: give one of them", EXIT_USAGE)
     return Traffic(
         payload=os.fsencode(text) if text is not None else b"abc",
-        sizes=_optional("--payload-size", parse_sizes, size),
+        sizes=optional("--payload-size", parse_sizes, size),
         payloads=() if file is None else _read_payloads(file),
         unique=unique,
         expect=expect,

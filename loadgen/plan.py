@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from typing import Final, Self
 
 from loadgen.schedule import Schedule, Stage
@@ -295,6 +296,21 @@ def parse_rate(text: str) -> float:
         if re.fullmatch(r"[0-9]{0,15}\.[0-9]+", number):
             return float(number)
         raise ValueError(f"{text!r} is no rate: expected one like 500, 50k or 1.5M") from None
+
+
+def parse_share(text: str) -> float:
+    """The share in ``5%``, ``0.1%``; of a whole, so from 0 to 1.
+
+    Raises:
+        ValueError: the text is no share.
+
+    >>> parse_share("0.1%")
+    0.001
+    """
+    match = re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]{1,9})?)\s*%", text)
+    if not match or (percent := Decimal(match[1])) > 100:
+        raise ValueError(f"{text!r} is no share: expected one like 0.1% (0% to 100%)")
+    return float(percent / 100)  # equal to a quotient of counts that is equal
 
 
 def parse_stages(text: str) -> tuple[tuple[float, float], ...]:

@@ -19,7 +19,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
 from loadgen.histogram import Histogram
-from loadgen.plan import Plan, PlanError, parse_rate
+from loadgen.plan import Plan, PlanError, parse_rate, parse_share
 from loadgen.tally import Tally
 from nbnet.notation import format_duration, parse_count, parse_duration
 
@@ -139,7 +139,6 @@ NAMES: Final = (
 # Compiled when they are used, as most runs have no threshold.
 _EXPRESSION: Final = r"(?s)\s*([\w.]*)\s*(<=|>=|==|!=|<|>)?\s*(.*?)\s*"
 _PERCENTILE: Final = r"p([0-9]{1,3}(?:\.[0-9]{1,9})?)"
-_SHARE: Final = r"([0-9]{1,3}(?:\.[0-9]{1,9})?)%"
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,12 +289,7 @@ def _parse_value(text: str, unit: Unit) -> float:
         return parse_duration(text)
     if unit is Unit.RATE:
         return parse_rate(text)
-    if unit is Unit.COUNT:
-        return parse_count(text)
-    match = re.fullmatch(_SHARE, text)
-    if not match or float(match[1]) > 100:
-        raise ValueError
-    return float(Decimal(match[1]) / 100)  # equal to a quotient of counts that is equal
+    return parse_count(text) if unit is Unit.COUNT else parse_share(text)
 
 
 def _error(text: str, expected: str, start: int) -> ValueError:

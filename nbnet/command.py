@@ -76,6 +76,18 @@ def parsed(option: str, parse: Callable[[str], T], text: str) -> T:
         raise CommandError(f"{option}: {error}", EXIT_USAGE) from error
 
 
+def optional(option: str, parse: Callable[[str], T], text: str | None) -> T | None:
+    """The value of an option that may be left out: None then.
+
+    Raises:
+        CommandError: as of ``parsed``.
+
+    >>> optional("--count", int, None) is None
+    True
+    """
+    return None if text is None else parsed(option, parse, text)
+
+
 def version_option(name: str) -> Any:
     """An option ``--version`` that prints the version and ends the command."""
 

@@ -7,14 +7,19 @@ level up and knows nothing of command lines: here are options, files and words.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final
 
-from loadgen.plan import Plan
+from loadgen.embedded import EmbeddedServerError
+from loadgen.plan import Plan, PlanError
 from loadgen.report import Run
 from loadgen.running import Site
+from loadgen.traffic import TrafficError
 from loadgen.verdict import EXIT_NO_CONNECTION
-from nbnet.command import EXIT_USAGE, CommandError
+from loadgen.workers import WorkerError
+from nbnet.command import EXIT_FAILED, EXIT_USAGE, CommandError
 
 TAKES_LOADS: Final[dict[str, Any]] = {"allow_extra_args": True, "ignore_unknown_options": True}
 """Settings of a command that passes on what it does not know to ``load_of``."""
@@ -64,17 +69,51 @@ def check_outputs(chosen: Mapping[str, str | None]) -> None:
         raise CommandError(str(error), EXIT_USAGE) from error
 
 
-def save_json(values: Mapping[str, Any], path: str) -> None:
-    """Write a document; ``-`` is standard output.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+def as_json(values: Mapping[str, Any]) -> str:
+    """A document as text."""
     import json
 
+    return json.dumps(values, indent=2, allow_nan=False) + "\n"
+
+
+def publish(text: str, *outputs: tuple[str | None, Callable[[], str]]) -> None:
+    """Write files and print a summary; a full disk must not cost the latter.
+
+    Args:
+        text: for people; on standard error where a file has standard output (``-``).
+        outputs: path and what makes the file; None where it was not asked for.
+
+    Raises:
+        CommandError: a file could not be written.
+    """
     from loadgen.report import files
 
-    files.write(path, [json.dumps(values, indent=2, allow_nan=False), "\n"])
+    unsaved = []
+    for path, make in outputs:
+        if path is not None:
+            try:
+                files.write(path, [make()])
+            except OSError as error:
+                unsaved.append(f"cannot write {path}: {error.strerror}")
+    taken = any(path == files.STDOUT for path, _ in outputs)
+    print(text, file=sys.stderr if taken else sys.stdout, flush=True)
+    if unsaved:
+        raise CommandError("; ".join(unsaved), EXIT_FAILED)
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Turn what a load can be refused for, and what it can fail by, into a line and a code.
+
+    Raises:
+        CommandError: of usage for a load that is none here; else a process has failed.
+    """
+    try:
+        yield
+    except (PlanError, TrafficError) as error:
+        raise CommandError(str(error), EXIT_USAGE) from error
+    except (EmbeddedServerError, WorkerError) as error:
+        raise CommandError(str(error), EXIT_FAILED) from error
 
 
 def check_connected(finished: Run) -> None:

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from loadgen.commands import check_outputs, load_of
-from nbnet.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, CommandError, parsed
+from loadgen.commands import (
+    as_json,
+    check_connected,
+    check_outputs,
+    load_of,
+    publish,
+    refusals,
+)
+from loadgen.plan import parse_rate, parse_share
+from nbnet.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, CommandError, optional, parsed
 from nbnet.notation import parse_duration
 
 if TYPE_CHECKING:
@@ -34,8 +42,6 @@ OURS: Final = {
 }
 """Options of a load that are the search's own to choose."""
 
-T = TypeVar("T")
-
 
 def capacity(
     ctx: typer.Context,
@@ -44,7 +50,7 @@ def capacity(
         typer.Option(
             "--slo",
             metavar="METRIC<VALUE,...",
-            help="What has to hold: p99<10ms, or p99<10ms,errors<0.1%. Metrics are p50 to p99.99, "
+            help="What has to hold: p99<10ms, or p99<10ms,errors<0.1%. Metrics are percentiles, "
             "mean, max and errors; < or <=.",
         ),
     ],
@@ -115,11 +121,7 @@ def capacity(
     Example: loadgen capacity --slo 'p99<10ms' --target 10.0.0.7:6789 --conns 200
     """
     from loadgen.capacity import Terms
-    from loadgen.embedded import EmbeddedServerError
-    from loadgen.plan import PlanError, parse_rate
     from loadgen.slo import parse_slo
-    from loadgen.traffic import TrafficError
-    from loadgen.workers import WorkerError
 
     plan, site = _load(ctx.args)
     overhead = SETTLE + plan.warmup + START_UP + plan.grace
@@ -129,23 +131,18 @@ def capacity(
             slo=parsed("--slo", parse_slo, slo),
             start=parsed("--start", parse_rate, start),
             max_rate=parsed("--max-rate", parse_rate, max_rate),
-            precision=parsed("--precision", _parse_percent, precision),
+            precision=parsed("--precision", parse_share, precision),
             step=parsed("--step-duration", parse_duration, step_duration),
             confirm=parsed("--confirm-duration", parse_duration, confirm_duration),
-            sent_share=parsed("--min-sent", _parse_percent, min_sent),
+            sent_share=parsed("--min-sent", parse_share, min_sent),
             overhead=overhead,
-            max_time=None if max_time is None else parsed("--max-time", parse_duration, max_time),
+            max_time=optional("--max-time", parse_duration, max_time),
         )
     except ValueError as error:
         raise CommandError(f"capacity: {error}", EXIT_USAGE) from error
     check_outputs({"--json": json, "--html": html})
-    try:
-        with _terminable():
-            findings = _find(plan, site, terms)
-    except (PlanError, TrafficError) as error:
-        raise CommandError(str(error), EXIT_USAGE) from error
-    except (EmbeddedServerError, WorkerError) as error:
-        raise CommandError(str(error), EXIT_FAILED) from error
+    with refusals(), _terminable():
+        findings = _find(plan, site, terms)
     _report(findings, json, html)
     raise typer.Exit(_exit_code(findings.result))
 
@@ -170,17 +167,6 @@ def _load(arguments: list[str]) -> tuple[Plan, Site]:
     return replace(plan, warmup=max(plan.warmup, WARMUP)), site
 
 
-def _parse_percent(text: str) -> float:
-    """The share in ``5%``."""
-    try:
-        share = float(text.removesuffix("%")) / 100
-    except ValueError:
-        share = -1.0
-    if not (text.endswith("%") and 0 <= share <= 1):
-        raise ValueError(f"{text!r} is no share: expected one like 5%")
-    return share
-
-
 @contextmanager
 def _terminable() -> Iterator[None]:
     """Have SIGTERM end the search as Ctrl-C does, also between two runs."""
@@ -203,7 +189,6 @@ def _find(plan: Plan, site: Site, terms: Terms) -> Findings:
     from loadgen.capacity import Figures, search
     from loadgen.report.capacity import Findings, line
     from loadgen.running import run, spare_workers, standing
-    from loadgen.verdict import EXIT_NO_CONNECTION
     from nbnet.notation import format_duration
 
     embedded = site.target is None
@@ -219,15 +204,8 @@ def _find(plan: Plan, site: Site, terms: Terms) -> Findings:
         print(line(step, told), file=sys.stderr)
 
     def figures(finished: Run) -> Figures:
-        if finished.verdict.exit_code == EXIT_NO_CONNECTION and not told:
-            kinds = finished.tally.counts.errors
-            raise CommandError(
-                f"cannot connect to {target}: "
-                + ", ".join(kind.removeprefix("connect: ") for kind in kinds)
-                + " (start a server with: nbnet serve; or leave --target away to use the bundled "
-                "one)",
-                EXIT_NO_CONNECTION,
-            )
+        if not told:
+            check_connected(finished)
         return Figures.of(finished)
 
     def measure(rate: float, seconds: float) -> Figures:
@@ -261,37 +239,14 @@ def _minutes(seconds: float) -> str:
 
 
 def _report(findings: Findings, json: str | None, html: str | None) -> None:
-    """Save and print what was found; a full disk must not cost the summary."""
-    from loadgen.report import files
     from loadgen.report.capacity import document, summary
 
-    unsaved: tuple[str, OSError] | None = None
+    def page() -> str:
+        from loadgen.report import capacity_html  # its chart takes its time
 
-    def save(path: str | None, text: Callable[[], str]) -> None:
-        nonlocal unsaved
-        if path is not None:
-            try:
-                files.write(path, [text()])
-            except OSError as error:
-                unsaved = path, error
+        return capacity_html.page(findings)
 
-    def as_json() -> str:
-        import json
-
-        return json.dumps(document(findings), indent=2, allow_nan=False) + "\n"
-
-    def as_page() -> str:
-        from loadgen.report.capacity_html import page
-
-        return page(findings)
-
-    save(json, as_json)
-    save(html, as_page)
-    # Standard output belongs to what is asked for there.
-    print(summary(findings), file=sys.stderr if "-" in (json, html) else sys.stdout, flush=True)
-    if unsaved is not None:
-        path, error = unsaved
-        raise CommandError(f"cannot write {path}: {error.strerror}", EXIT_FAILED) from error
+    publish(summary(findings), (json, lambda: as_json(document(findings))), (html, page))
 
 
 def _exit_code(result: Result) -> int:

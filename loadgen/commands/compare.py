@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from loadgen.commands import TAKES_LOADS, check_connected, check_outputs, load_of, save_json
+from loadgen.commands import (
+    TAKES_LOADS,
+    as_json,
+    check_connected,
+    check_outputs,
+    load_of,
+    publish,
+    refusals,
+)
+from loadgen.plan import parse_share
 from nbnet.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, CommandError, parsed
 from nbnet.notation import Address, parse_address, parse_count
 
@@ -30,7 +39,6 @@ _STARTING: Final = 1.0
 """Seconds that processes take to start and to end around a run, as a rule."""
 _STARTING_AT_MOST: Final = 20.0
 """The same on a machine that is busy."""
-_PERCENT: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*%")
 
 
 class By(StrEnum):
@@ -142,7 +150,9 @@ def compare(
 
     loadgen compare before.json after.json
     """
-    limit = None if fail_if_slower is None else parsed("--fail-if-slower", _share, fail_if_slower)
+    limit = (
+        None if fail_if_slower is None else parsed("--fail-if-slower", parse_share, fail_if_slower)
+    )
     sure = parsed("--confidence", _confidence, confidence)
     check_outputs({"--json": json})
     if a is None and b is None and a_command is None and b_command is None:
@@ -283,20 +293,15 @@ def _run(plan: Plan, side: _Side) -> Run:
     from dataclasses import replace
 
     from loadgen.hosted import HostedError, hosted
-    from loadgen.plan import PlanError
     from loadgen.running import run
-    from loadgen.traffic import TrafficError
-    from loadgen.workers import WorkerError
 
     try:
-        with contextlib.ExitStack() as stack:
+        with refusals(), contextlib.ExitStack() as stack:
             site = side.site
             if side.command is not None:
                 site = replace(site, target=stack.enter_context(hosted(side.command)))
             return run(plan, site, lambda finished: finished, quiet=True)  # pairs are told
-    except (PlanError, TrafficError) as error:
-        raise CommandError(str(error), EXIT_USAGE) from error
-    except (HostedError, WorkerError) as error:
+    except HostedError as error:
         raise CommandError(str(error), EXIT_FAILED) from error
 
 
@@ -338,27 +343,14 @@ def _report(
 ) -> None:
     from loadgen.report import comparison
 
-    unsaved: OSError | None = None
-    if json is not None:
-        try:
-            save_json(comparison.document(result, runs[0], runs[1], names), json)
-        except OSError as error:
-            unsaved = error
-    text = comparison.table(result, *names)
-    print(text, file=sys.stderr if json == "-" else sys.stdout, flush=True)
-    if unsaved is not None:
-        raise CommandError(f"cannot write {json}: {unsaved.strerror}", EXIT_FAILED) from unsaved
-
-
-def _share(text: str) -> float:
-    match = _PERCENT.fullmatch(text)
-    if not match:
-        raise ValueError(f"{text!r} is no share: expected one like 5%")
-    return float(match[1]) / 100
+    publish(
+        comparison.table(result, *names),
+        (json, lambda: as_json(comparison.document(result, runs[0], runs[1], names))),
+    )
 
 
 def _confidence(text: str) -> float:
-    share = _share(text)
+    share = parse_share(text)
     if not 0.5 <= share <= 0.9999:
         raise ValueError(f"{text!r}: expected 50% to 99.99%")
     return share

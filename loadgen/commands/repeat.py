@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from loadgen.commands import check_connected, save_json
+from loadgen.commands import as_json, check_connected, publish
 from loadgen.plan import Plan
 from loadgen.report import Run, repeated
 from loadgen.running import Site, run
-from nbnet.command import EXIT_FAILED, CommandError
 
 
 def repeat(plan: Plan, site: Site, times: int, json: str | None) -> int:
@@ -34,13 +33,5 @@ def repeat(plan: Plan, site: Site, times: int, json: str | None) -> int:
         print(repeated.line(number, finished), file=out, flush=True)
         if finished.interrupted:
             break
-    unsaved: OSError | None = None
-    if json is not None:
-        try:
-            save_json(repeated.document(runs), json)
-        except OSError as error:
-            unsaved = error
-    print(f"\n{repeated.spread(runs)}", file=out, flush=True)
-    if unsaved is not None:
-        raise CommandError(f"cannot write {json}: {unsaved.strerror}", EXIT_FAILED) from unsaved
+    publish(f"\n{repeated.spread(runs)}", (json, lambda: as_json(repeated.document(runs))))
     return max(finished.verdict.exit_code for finished in runs)

@@ -116,7 +116,7 @@ def _chart(steps: Sequence[Step], findings: Findings) -> str:
     pygal, style_of = load_pygal()
 
     terms = findings.result.terms
-    bounds = [each for each in terms.slo.clauses if each.is_latency]
+    bounds = terms.slo.latencies
     style = style_of(
         background="transparent",
         plot_background="transparent",
@@ -147,7 +147,7 @@ def _chart(steps: Sequence[Step], findings: Findings) -> str:
     }
     rates = [step.rate for step in steps]
     times = [10**y / 1e9 for line in points.values() for _, y in line]
-    times += [each.bound for each in bounds]
+    times += [each.limit for each in bounds]
     chart: Any = pygal.XY(
         style=style,
         js=(),
@@ -174,10 +174,12 @@ def _chart(steps: Sequence[Step], findings: Findings) -> str:
     for percent, _ in _LINES:
         chart.add(f"p{percent:g}", points[percent])
     for each in bounds:
-        level = _height(each.bound)
+        level = _height(each.limit)
         ends = [(math.log10(min(rates)), level), (math.log10(max(rates)), level)]
         # pygal writes labels as text of the tree, which is escaped with it.
-        chart.add(each.text, ends, show_dots=False, stroke_style={"dasharray": "6, 4"})
+        chart.add(
+            str(each).replace(" ", ""), ends, show_dots=False, stroke_style={"dasharray": "6, 4"}
+        )
     if findings.result.confirmed is not None:
         at = math.log10(findings.result.confirmed.rate)
         ends = [(at, _height(heights[0])), (at, _height(heights[-1]))]

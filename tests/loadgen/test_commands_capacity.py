@@ -97,7 +97,7 @@ def test_options_of_a_load_are_passed_on() -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--slo", "p99>1s"], "--slo: 'p99>1s' is no objective"),
+        (["--slo", "p99>1s"], "--slo: 'p99>1s': expected < or <="),
         (["--slo", "p99<1s", "--rate", "5"], "--rate: the search chooses it; see --start"),
         (["--slo", "p99<1s", "-r5"], "--rate: the search chooses it"),
         (["--slo", "p99<1s", "--stages", "1s:5"], "--stages: the search chooses it"),

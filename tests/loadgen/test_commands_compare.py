@@ -222,7 +222,7 @@ def test_a_file_without_runs_is_told(tmp_path: Path, content: str, said: str) ->
         (["--a", A, "--b", B, "-n", "5"], "--requests: give --duration as well"),
         (["--a", A, "--b", B, "--repeat", "0"], "--repeat: at least 1 run of each is needed"),
         (["--a", A, "--b", B, "--conns", "x"], "--conns: 'x' is no count"),
-        (["--a", A, "--b", B, "--fail-if-slower", "5"], "'5' is no share: expected one like 5%"),
+        (["--a", A, "--b", B, "--fail-if-slower", "5"], "'5' is no share: expected one like 0.1%"),
         (["--a", A, "--b", B, "--confidence", "100%"], "--confidence: '100%': expected 50%"),
         (["--a", A, "--b", B, "--json", "/nowhere/x"], "--json: cannot write /nowhere/x"),
     ],

@@ -201,4 +201,5 @@ def test_any_objective_can_be_drawn(slo: str) -> None:
     result = Simulation(5_000).search(terms(slo))
     parsed = Page(page(findings(result)))
     assert "svg" in parsed.tags
-    assert all(clause.text in parsed.text for clause in result.terms.slo.clauses)
+    drawn = parsed.text.replace(" ", "")
+    assert all(clause in drawn for clause in str(result.terms.slo).split(","))
