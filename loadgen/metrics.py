@@ -24,6 +24,7 @@ from loadgen.plan import Plan
 from loadgen.report.progress import Clock, Draw, Pace, connected
 from loadgen.tally import Counts, Interval, Phase, Tally
 from nbnet.command import EXIT_USAGE, CommandError
+from nbnet.notation import parse_place
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
@@ -214,7 +215,7 @@ def served_metrics(
         CommandError: the place is none or cannot be had, or prometheus-client is
             not installed.
     """
-    from nbnet.http_metrics import CollectorServer, ListenError, MetricsUnavailable, parse_place
+    from nbnet.http_metrics import CollectorServer, ListenError, MetricsUnavailable
 
     collector = RunCollector(plan)
     try:

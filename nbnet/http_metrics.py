@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 from nbnet.board import MetricsUnavailable
 from nbnet.listeners import ListenError, open_tcp
-from nbnet.notation import Target, parse_target
+from nbnet.notation import Target
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
 
-__all__ = ["Collector", "CollectorServer", "ListenError", "MetricsUnavailable", "parse_place"]
+__all__ = ["Collector", "CollectorServer", "ListenError", "MetricsUnavailable"]
 
 log = logging.getLogger("nbnet")
 
@@ -39,26 +39,6 @@ class Collector(Protocol):
 
     def collect(self) -> Iterable[Metric]:
         """The metrics as they are now; called in any thread, in several at once."""
-
-
-def parse_place(text: str) -> Target:
-    """Where to serve: ``HOST:PORT``; port 0 lets the kernel choose one.
-
-    Raises:
-        ValueError: the text is no such place.
-
-    >>> parse_place("127.0.0.1:0")
-    Target(host='127.0.0.1', port=0)
-    """
-    host, _, port = text.rpartition(":")
-    chosen = port != "0"  # which the notation of a target to connect to does not know
-    try:
-        target = parse_target(text if chosen else f"{host}:1")
-    except ValueError:
-        raise ValueError(
-            f"{text!r} is no place to serve: expected HOST:PORT or [IPv6]:PORT"
-        ) from None
-    return target if chosen else target._replace(port=0)
 
 
 def _open_exposition(collector: Collector) -> Callable[[str], tuple[bytes, str]]:

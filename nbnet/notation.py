@@ -127,6 +127,26 @@ def parse_target(text: str) -> Target:
     return Target(host, int(port))
 
 
+def parse_place(text: str) -> Target:
+    """Where to serve: ``HOST:PORT``; port 0 lets the kernel choose one.
+
+    Raises:
+        ValueError: the text is no such place.
+
+    >>> parse_place("127.0.0.1:0")
+    Target(host='127.0.0.1', port=0)
+    """
+    host, _, port = text.rpartition(":")
+    chosen = port != "0"  # which the notation of a target to connect to does not know
+    try:
+        target = parse_target(text if chosen else f"{host}:1")
+    except ValueError:
+        raise ValueError(
+            f"{text!r} is no place to serve: expected HOST:PORT or [IPv6]:PORT"
+        ) from None
+    return target if chosen else target._replace(port=0)
+
+
 class Address(NamedTuple):
     """Where a client finds a server: TCP or a unix socket, plain or with TLS.
 

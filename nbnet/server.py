@@ -22,7 +22,7 @@ from nbnet.handlers import Handler, reverse
 from nbnet.limits import Limits
 from nbnet.listeners import Bound, is_wildcard, open_tcp, open_unix
 from nbnet.loop import Loop
-from nbnet.notation import Target, parse_target
+from nbnet.notation import Target, parse_place
 from nbnet.running import Forced, open_loop, signals_stop
 from nbnet.settings import Certificate, Settings
 from nbnet.supervisor import Supervisor, board_rows
@@ -97,7 +97,7 @@ class Server:
         self._host = host
         self._port = port
         self._unix = unix
-        self._metrics = None if metrics is None else _metrics_target(metrics)
+        self._metrics = None if metrics is None else parse_place(metrics)
         self._metrics_address: Target | None = None
         self._bounds: Sequence[Bound] = ()
         self._loop: Loop | None = None
@@ -278,7 +278,7 @@ def serve_settings(
         in_child: a context for each worker to run in; its logging, for one.
     """
     settings = None if workers else read()
-    target = None if metrics is None else _metrics_target(metrics)
+    target = None if metrics is None else parse_place(metrics)
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.suppress(Forced))
         bounds = stack.enter_context(_listening(host, port, unix, workers or 1, activated=True))
@@ -341,13 +341,6 @@ def _listening(
     finally:
         for bound in bounds:
             bound.close()
-
-
-def _metrics_target(text: str) -> Target:
-    host, _, port = text.rpartition(":")
-    if port == "0":  # which the notation of a target to connect to does not know
-        return Target(host.strip("[]"), 0)
-    return parse_target(text)
 
 
 def _metrics_server(board: Board, target: Target) -> MetricsServer:

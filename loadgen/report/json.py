@@ -70,6 +70,7 @@ def _members(run: Run, percentiles: Iterable[float]) -> dict[str, Any]:
         "measured_from": tally.measured_from.isoformat() if tally.measured_from else None,
         "duration_seconds": elapsed,
         "interrupted": run.interrupted,
+        "aborted_at_seconds": run.aborted_at,
         "connections": {
             "asked": plan.connections,
             "held": counts.held,

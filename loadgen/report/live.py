@@ -47,7 +47,8 @@ Line = list[tuple[str, str]]
 def live_display(plan: Plan, clock: Clock) -> Iterator[Draw | None]:
     """Give what draws a tally on standard error; None where nothing can be redrawn.
 
-    At the end nothing is left on the screen, and the cursor is there again.
+    At the end nothing is left on the screen. The cursor stays, at the start of a line: hidden,
+    it would be missed by whoever stops or kills the command.
     """
     console = Console(stderr=True)
     if not console.is_terminal or console.is_dumb_terminal:
@@ -64,16 +65,11 @@ def live_display(plan: Plan, clock: Clock) -> Iterator[Draw | None]:
             display.show(tally)
             screen.draw(display.lines)
 
-    # Ctrl-C may come anywhere.
     try:
-        console.show_cursor(False)
         screen.draw(display.lines)
         yield draw
     finally:
-        try:
-            screen.erase()
-        finally:
-            console.show_cursor(True)
+        screen.erase()
 
 
 class _Screen:

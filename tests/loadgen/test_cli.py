@@ -471,6 +471,7 @@ def test_a_percentile_that_is_too_high_ends_the_run_after_a_second(address: Targ
     assert code == 3
     assert 1 <= figures["duration_seconds"] < 60
     assert re.search(r"p50 .* > 0s; aborted at \d", figures["verdict"])
+    assert 1 <= figures["aborted_at_seconds"] <= figures["duration_seconds"]
     assert figures["interrupted"] is False
 
 

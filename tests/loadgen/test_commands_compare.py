@@ -8,6 +8,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +166,7 @@ def test_the_server_ends_when_the_comparison_is_killed() -> None:
         os.kill(process.pid, signal.SIGKILL)
         process.wait(PATIENCE)
         for pid in children.values():
-            wait_until(lambda pid=pid: is_gone(pid))  # type: ignore[misc]
+            wait_until(partial(is_gone, pid))
 
 
 # Files -----------------------------------------------------------------------

@@ -11,6 +11,7 @@ from nbnet.notation import (
     format_duration,
     parse_count,
     parse_duration,
+    parse_place,
     parse_size,
     parse_target,
 )
@@ -134,3 +135,25 @@ def test_targets(text: str, target: Target) -> None:
 def test_texts_that_are_no_targets(text: str) -> None:
     with pytest.raises(ValueError, match="is no target: expected HOST:PORT"):
         parse_target(text)
+
+
+# Places to serve at.
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("127.0.0.1:9100", Target("127.0.0.1", 9100)),
+        ("localhost:0", Target("localhost", 0)),
+        ("[::1]:0", Target("::1", 0)),
+        ("*:9100", Target("*", 9100)),
+    ],
+)
+def test_a_place_is_a_host_and_a_port_of_which_0_is_any(text: str, place: Target) -> None:
+    assert parse_place(text) == place
+
+
+@pytest.mark.parametrize("text", ["", "0", ":0", "9100", "host:", "::1:0", "a b:0", "host:65536"])
+def test_anything_else_is_no_place(text: str) -> None:
+    with pytest.raises(ValueError, match="is no place to serve: expected HOST:PORT or"):
+        parse_place(text)

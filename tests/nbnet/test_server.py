@@ -370,5 +370,5 @@ def test_metrics_of_a_server_in_a_thread() -> None:
 
 @pytest.mark.parametrize("metrics", ["9100", "host:port", "127.0.0.1:70000"])
 def test_a_place_for_metrics_that_is_none(metrics: str) -> None:
-    with pytest.raises(ValueError, match="is no target"):
+    with pytest.raises(ValueError, match="is no place to serve"):
         Server(port=0, metrics=metrics)
