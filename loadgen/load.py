@@ -270,6 +270,7 @@ class Load:
     def close_ended(self) -> None:
         """Close what was given up during the batch, and begin its replacements."""
         for connection in self.ended:
+            self._recorder.counts.served += self._has_served(connection)
             del self.connections[connection.fd]
             self._poller.unregister(connection.fd)
             connection.socket.close()
@@ -525,11 +526,14 @@ class Load:
         counts.lost += 1
         self._drop(connection)
         if self._plan.reconnect and not self._over:
-            # One that has served is replaced at once. The plain loop counts no
-            # replies, but only a reply is followed by a request that was due before.
-            served = connection.replies or (self.is_plain and connection.sent != connection.due)
-            due = self._clock() + (0 if served else RETRY_AFTER)
+            # One that has served is replaced at once.
+            due = self._clock() + (0 if self._has_served(connection) else RETRY_AFTER)
             self._redial_later(connection.number, connection.sends, due)
+
+    def _has_served(self, connection: Connection) -> bool:
+        # The plain loop counts no replies, but only a reply is followed by a request
+        # that was due before.
+        return connection.replies > 0 or (self.is_plain and connection.sent != connection.due)
 
     def _give_back(self, connection: Connection) -> None:
         """End a connection that has had all its requests, and make a new one."""

@@ -107,7 +107,7 @@ class Recorder:
         kept = self.counts
         kept.wrong, kept.failed, kept.timed_out = old.wrong, old.failed, old.timed_out
         kept.lost, kept.reconnected, kept.connect = old.lost, old.reconnected, old.connect
-        kept.errors = old.errors
+        kept.served, kept.errors = old.served, old.errors
 
     def end(self) -> None:
         """The measured time is over: replies that come now are not on time."""

@@ -72,6 +72,7 @@ class Counts:
             no connection was free or the engine did not keep up.
         late: requests sent more than a millisecond after they were due.
         reconnected: connections made in place of others.
+        served: connections on which a reply came that was right; told when they end.
         sent_bytes, received_bytes: of requests sent and replies verified, with
             their headers.
         errors: what ended connections, or kept them from being made, by kind.
@@ -97,6 +98,7 @@ class Counts:
     unsent: int = 0
     late: int = 0
     reconnected: int = 0
+    served: int = 0
     sent_bytes: int = 0
     received_bytes: int = 0
     errors: Counter[str] = field(default_factory=Counter)

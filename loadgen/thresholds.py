@@ -107,6 +107,7 @@ METRICS: Final = {
         counts=("failed_to_connect",),
         covers=("failed_to_connect",),
     ),
+    "served": Metric("connections with a right reply", Whole.MADE, counts=("served",)),
     "lost": Metric("connections lost", Whole.MADE, counts=("lost",), covers=("lost",)),
     "cpu": Metric("what each worker used of its core", Whole.CORE, None),
 }

@@ -77,7 +77,7 @@ class Watch:
         sure = complete and self._least >= SURE_FROM
         if metric is None:
             return _time_bounds(threshold.metric, tally, sure)
-        if metric.whole is Whole.CORE or threshold.metric == "unsent":
+        if metric.whole is Whole.CORE or threshold.metric in ("unsent", "served"):
             return None  # engines tell in the end
         value = metric.count(tally)
         if metric.whole is Whole.ASKED:

@@ -77,6 +77,7 @@ def _members(run: Run, percentiles: Iterable[float]) -> dict[str, Any]:
             "failed": counts.failed_to_connect,
             "lost": counts.lost,
             "reconnected": counts.reconnected,
+            "served": counts.served,
         },
         "requests": {
             # A closed loop plans a request when it sends it.

@@ -465,6 +465,7 @@ def run(
     assert counts.verified == counts.latency.total()
     assert not counts.service or counts.service.total() == counts.verified
     assert counts.held + counts.reconnected == counts.connect.total()
+    assert min(1, counts.verified) <= counts.served <= counts.held + counts.reconnected
     if not plan.warmup:
         assert counts.sent_bytes == pool.sent_bytes(counts.sent)
         whole = sum(socket.requests_received for socket in world.sockets)

@@ -72,6 +72,27 @@ def test_connections_take_turns() -> None:
     assert [socket.requests_received for socket in world.sockets] == [3, 3, 3]
 
 
+@pytest.mark.parametrize(
+    ("plan", "served"),
+    [
+        ({"rate": 200.0}, 2),
+        ({"rate": 200.0, "pipeline": 2}, 2),
+        ({}, 5),
+        ({"pipeline": 3}, 5),
+        ({"active": 2}, 2),
+        ({"duration": 0.0005}, 5),
+    ],
+)
+def test_connections_with_a_right_reply_are_counted(plan: dict[str, Any], served: int) -> None:
+    assert run(World(), connections=5, **plan).counts.served == served
+
+
+def test_a_connection_without_a_right_reply_has_not_served() -> None:
+    assert run(World(server=silent), connections=2).counts.served == 0
+    wrong = run(World(server=lambda socket, _: socket.say(b"00003abc")), connections=2)
+    assert wrong.counts.served == 0
+
+
 def test_requests_are_sent_between_whole_milliseconds() -> None:
     world = World()
     run(world, connections=20, duration=0.01, rate=12_800)

@@ -162,6 +162,7 @@ def test_what_was_counted(fine: dict[str, Any]) -> None:
         "failed": 0,
         "lost": 0,
         "reconnected": 0,
+        "served": 0,
     }
     assert fine["requests"] == {
         "planned": 8,
