@@ -76,7 +76,7 @@ def test_connections_take_turns() -> None:
     ("plan", "served"),
     [
         ({"rate": 200.0}, 2),
-        ({"rate": 200.0, "pipeline": 2}, 2),
+        ({"rate": 200.0, "pipeline": 2}, 1),
         ({}, 5),
         ({"pipeline": 3}, 5),
         ({"active": 2}, 2),
