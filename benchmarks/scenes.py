@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,14 @@ class Server:
         return [
             int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         ]
+
+    def wait_until_up(self, count: int) -> None:
+        """Wait until so many workers have been started."""
+        deadline = time.monotonic() + 120
+        while len(self.workers()) < count:
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise SystemExit("the server did not start its workers")
+            time.sleep(0.1)
 
     def memory(self) -> float:
         """Resident memory of the workers, in MiB."""

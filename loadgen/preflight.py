@@ -22,6 +22,10 @@ in an engine were measured."""
 _LOOPBACK: Final = ipaddress.ip_network("127.0.0.0/8")
 _SOURCES: Final = 250
 """Addresses of 127.0.0.0/8 that connections may be spread over."""
+_QUICK: Final = 4
+"""One in so many ports of an address is used where there are more addresses to choose
+from. The kernel looks for a free port among those of one parity first, and once
+these, half of all, are taken it looks through all of them each time."""
 
 
 def resolve(target: Address) -> SocketAddress:
@@ -85,9 +89,9 @@ def choose_sources(
     """The addresses to connect from; none leaves it to the kernel.
 
     A pair of addresses has only as many connections as there are local ports,
-    about 28,000. To a server on loopback, more of them are spread over
-    127.0.0.0/8, all of which is this machine; elsewhere the addresses have to be
-    given.
+    about 28,000, and those over the half are slow to make. To a server on
+    loopback, more than that are spread over 127.0.0.0/8, all of which is this
+    machine; elsewhere more than all need addresses that are given.
 
     Args:
         given: addresses that this machine has.
@@ -111,8 +115,6 @@ def choose_sources(
                 f"{needed} addresses (net.ipv4.ip_local_port_range)"
             )
         return given
-    if needed == 1:
-        return ()
     host = str(address.sockaddr[0])
     if address.family == socket.AF_INET and ipaddress.ip_address(host) in _LOOPBACK:
         if needed > _SOURCES:
@@ -120,7 +122,12 @@ def choose_sources(
                 f"{plan.connections} connections are more than the local ports of "
                 f"{_SOURCES} addresses: at most {ports * _SOURCES}"
             )
-        return tuple(f"127.0.0.{number}" for number in range(1, needed + 1))
+        if plan.connections <= ports // 2:
+            return ()
+        quick = -(-plan.connections // max(1, ports // _QUICK))
+        return tuple(f"127.0.0.{number}" for number in range(1, min(quick, _SOURCES) + 1))
+    if needed == 1:
+        return ()
     raise PlanError(
         f"{plan.connections} connections are more than there are local ports to one address: "
         f"at most {ports} (net.ipv4.ip_local_port_range), or give {needed} addresses of this "

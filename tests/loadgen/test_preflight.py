@@ -262,14 +262,17 @@ def test_more_connections_than_memory_are_refused_with_what_would_work(memory: i
 
 def test_the_kernel_chooses_where_its_ports_suffice() -> None:
     with machine(ports=100):
-        assert choose_sources(Plan(connections=100), LOOPBACK) == ()
+        assert choose_sources(Plan(connections=50), LOOPBACK) == ()
         assert choose_sources(Plan(connections=100), ELSEWHERE) == ()
 
 
-def test_to_loopback_more_connections_than_ports_come_from_more_addresses() -> None:
+def test_to_loopback_more_connections_than_half_the_ports_come_from_more_addresses() -> None:
     with machine(ports=100):
-        assert choose_sources(Plan(connections=101), LOOPBACK) == ("127.0.0.1", "127.0.0.2")
-        assert choose_sources(Plan(connections=201), LOOPBACK)[-1] == "127.0.0.3"
+        assert choose_sources(Plan(connections=51), LOOPBACK) == (
+            *("127.0.0.1", "127.0.0.2", "127.0.0.3"),
+        )
+        assert choose_sources(Plan(connections=201), LOOPBACK)[-1] == "127.0.0.9"
+        assert choose_sources(Plan(connections=20_000), LOOPBACK)[-1] == "127.0.0.250"
 
 
 @quiet
