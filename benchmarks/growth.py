@@ -1,0 +1,181 @@
+"""What waiting for events costs as the number of connections grows, for each way to wait.
+
+    python benchmarks/growth.py --runs 3 --chart docs/growth.svg
+
+The same server and the same load, a thousand connections that always have a
+request under way, among more and more that rest. The ways are those of the
+article: sleep and check, ``select``, ``poll``, ``epoll`` level- and edge-triggered.
+They take turns, so that a machine that changes its speed changes it for all.
+Then a careless server on edge-triggered events is asked several things at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import statistics
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from side_by_side import free_port, running
+
+from loadgen.report.html_charts import Axis, Line, chart
+from nbnet.machine import SPARE_FDS, raise_fd_limit
+from nbnet.notation import parse_count
+from nbnet.pollers import SelectPoller
+
+PEERS = Path(__file__).parent / "peers"
+SERVE = f"{sys.executable} -m nbnet serve"
+REST = "--port {port} --log-level error --idle-timeout 0 --first-byte-timeout 0"
+WAYS = {
+    "sleep and check": f"{sys.executable} {PEERS}/sleeping.py serve {REST}",
+    "select": f"{SERVE} --poller select {REST}",
+    "poll": f"{SERVE} --poller poll {REST}",
+    "epoll, level": f"{SERVE} --trigger level {REST}",
+    "epoll, edge": f"{SERVE} --trigger edge {REST}",
+}
+PIPELINES = (1, 2, 4)
+"""Requests at once that the careless server is asked."""
+
+
+def measure(port: int, connections: int, active: int, seconds: float, *options: str) -> Any:
+    """Load a server from processor 1; loadgen's document."""
+    command = ["taskset", "-c", "1", sys.executable, "-m", "loadgen", "--quiet"]
+    command += ["--target", f"127.0.0.1:{port}", "--conns", str(connections)]
+    command += ["--active", str(active), "--duration", f"{seconds}s", *options, "--json", "-"]
+    done = subprocess.run(
+        command, check=False, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    return json.loads(done.stdout)
+
+
+def fits(way: str, connections: int) -> bool:
+    """Whether a way to wait can watch so many."""
+    return way != "select" or connections + SPARE_FDS <= SelectPoller.LIMIT
+
+
+def compare(loads: list[tuple[int, int]], runs: int, seconds: float) -> dict[str, list[Any]]:
+    """Measure each way under each load; medians of rate and p99, None where it cannot be."""
+    table: dict[str, list[Any]] = defaultdict(list)
+    for idle, active in loads:
+        found: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        for _ in range(runs):
+            for way, command in WAYS.items():
+                if not fits(way, idle + active):
+                    continue
+                port = free_port()
+                with running(command, port):
+                    document = measure(port, idle + active, active, seconds, "--timeout", "60s")
+                p99 = document["latency_seconds"]["p99"]
+                rate = document["throughput"]["requests_per_second"]
+                found[way].append((rate, math.inf if p99 is None else p99))
+        for way in WAYS:
+            values = found.get(way)
+            table[way].append(
+                None
+                if values is None
+                else tuple(statistics.median(each) for each in zip(*values, strict=True))
+            )
+        for way in WAYS:
+            show(way, idle, active, found.get(way))
+    return table
+
+
+def show(way: str, idle: int, active: int, values: list[tuple[float, float]] | None) -> None:
+    """A line of the table."""
+    text = f"{idle:>8,} idle, {active:>5,} active  {way:<16}"
+    if values is None:
+        print(f"{text}  cannot watch a descriptor above {SelectPoller.LIMIT - 1:,}", flush=True)
+        return
+    rates, p99s = zip(*values, strict=True)
+    print(
+        f"{text}{statistics.median(rates):>9,.0f}/s ({min(rates):,.0f} to {max(rates):,.0f})"
+        f"   p99 {1e3 * statistics.median(p99s):>7,.1f} ms",
+        flush=True,
+    )
+
+
+def careless(seconds: float) -> None:
+    """Ask a server that reads once an event several things at once."""
+    print("\nrequests at once to a server that reads once an event: replies that came")
+    for trigger in ("level", "edge"):
+        cells = []
+        for pipeline in PIPELINES:
+            port = free_port()
+            command = f"{sys.executable} {PEERS}/careless_edge.py {{port}} --trigger {trigger}"
+            with running(command, port):
+                document = measure(
+                    port,
+                    *(50, 50, seconds),
+                    *("--pipeline", str(pipeline), "--timeout", "1s", "--no-reconnect"),
+                )
+            requests = document["requests"]
+            unanswered = requests["timed_out"] + requests["failed"]
+            cells.append(
+                f"{pipeline}: {requests['verified']:,} of {requests['sent']:,}"
+                f" ({unanswered:,} lost)"
+            )
+        print(f"{trigger:<6} {'   '.join(cells)}", flush=True)
+
+
+def draw(table: dict[str, list[Any]], loads: list[tuple[int, int]], path: Path) -> None:
+    """Requests a second over idle connections, both logarithmic."""
+    shown = [n for n, (idle, _) in enumerate(loads) if idle]
+    lines = [
+        Line(
+            way,
+            [
+                (math.log10(loads[n][0]), math.log10(value[0]) if value and value[0] else None)
+                for n in shown
+                for value in [table[way][n]]
+            ],
+        )
+        for way in WAYS
+        if any(table[way][n] for n in shown)
+    ]
+    heights = [y for line in lines for _, y in line.points if y is not None]
+    low, high = math.floor(min(heights)), math.ceil(max(heights))
+    x = Axis(
+        math.log10(loads[shown[0]][0]),
+        math.log10(loads[shown[-1]][0]),
+        [(math.log10(loads[n][0]), f"{loads[n][0]:,}") for n in shown],
+        "idle connections",
+    )
+    y = Axis(low, high, [(each, f"{10**each:,}/s") for each in range(low, high + 1)])
+    path.write_text(chart(lines, x, y, label="requests a second over idle connections") + "\n")
+
+
+def main() -> None:
+    """Measure, print, draw."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--idle", default="0,1k,3k,10k,18k", metavar="N,...")
+    parser.add_argument("--active", type=parse_count, default=1000, metavar="N")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--chart", type=Path, metavar="FILE.svg")
+    options = parser.parse_args()
+    most = raise_fd_limit() - 2 * SPARE_FDS
+    loads = []
+    for idle in map(parse_count, options.idle.split(",")):
+        # Without idle ones fewer are active, so that select can take part.
+        active = options.active if idle else min(options.active, 900)
+        if idle + active > most:
+            print(f"{idle:,} idle connections: at most {most - active:,} here (ulimit -Hn)")
+        else:
+            loads.append((idle, active))
+    table = compare(loads, options.runs, options.seconds)
+    with contextlib.suppress(KeyboardInterrupt):
+        careless(options.seconds)
+    if options.chart is not None:
+        draw(table, loads, options.chart)
+
+
+if __name__ == "__main__":
+    main()
