@@ -24,7 +24,7 @@ from typing import Any
 
 from side_by_side import free_port, running
 
-from loadgen.report.html_charts import Axis, Line, chart
+from loadgen.report.html_charts import load_pygal
 from nbnet.machine import SPARE_FDS, raise_fd_limit
 from nbnet.notation import parse_count
 from nbnet.pollers import SelectPoller
@@ -124,30 +124,24 @@ def careless(seconds: float) -> None:
 
 
 def draw(table: dict[str, list[Any]], loads: list[tuple[int, int]], path: Path) -> None:
-    """Requests a second over idle connections, both logarithmic."""
-    shown = [n for n, (idle, _) in enumerate(loads) if idle]
-    lines = [
-        Line(
-            way,
-            [
-                (math.log10(loads[n][0]), math.log10(value[0]) if value and value[0] else None)
-                for n in shown
-                for value in [table[way][n]]
-            ],
-        )
-        for way in WAYS
-        if any(table[way][n] for n in shown)
-    ]
-    heights = [y for line in lines for _, y in line.points if y is not None]
-    low, high = math.floor(min(heights)), math.ceil(max(heights))
-    x = Axis(
-        math.log10(loads[shown[0]][0]),
-        math.log10(loads[shown[-1]][0]),
-        [(math.log10(loads[n][0]), f"{loads[n][0]:,}") for n in shown],
-        "idle connections",
+    """Requests a second over idle connections."""
+    pygal, style = load_pygal()
+    plot = pygal.Line(
+        style=style(background="white", plot_background="white"),
+        js=(),
+        width=720,
+        height=360,
+        include_x_axis=True,
+        truncate_legend=-1,
+        title=f"requests/s of {loads[-1][1]:,} active connections, over idle ones",
+        disable_xml_declaration=True,
     )
-    y = Axis(low, high, [(each, f"{10**each:,}/s") for each in range(low, high + 1)])
-    path.write_text(chart(lines, x, y, label="requests a second over idle connections") + "\n")
+    shown = [n for n, (idle, _) in enumerate(loads) if idle]
+    plot.x_labels = [f"{loads[n][0]:,}" for n in shown]
+    for way in WAYS:
+        if any(table[way][n] for n in shown):
+            plot.add(way, [table[way][n] and table[way][n][0] for n in shown])
+    plot.render_to_file(str(path))
 
 
 def main() -> None:
