@@ -29,6 +29,7 @@ from typing import Any
 
 from scenes import Server, serving
 
+from loadgen.plan import parse_share
 from loadgen.preflight import available_memory, local_ports
 from nbnet.machine import SPARE_FDS, raise_fd_limit
 from nbnet.notation import parse_count, parse_duration
@@ -42,8 +43,10 @@ OWN_BYTES = 1 << 10
 """Memory of a connection in a process, at most."""
 PROCESS_BYTES = 24 << 20
 """Memory of a process without connections."""
-SHARES = (0.01, 0.1, 1.0)
-"""Of the connections, how many are active."""
+
+
+ALL = 0.999
+"""The share from which on all connections count as there: others come and go meanwhile."""
 
 
 @dataclass
@@ -87,7 +90,7 @@ class Watch:
             self.held = max(self.held, held)
             if begun is None and held > 0:
                 begun = now
-            if begun is not None and self.full is None and held >= self.target:
+            if begun is not None and self.full is None and held >= ALL * self.target:
                 self.seconds = now - begun
                 self.full = memory(self.server, loader.pid)
 
@@ -191,7 +194,7 @@ def row(name: str, document: Any) -> str:
 
 def measure(connections: int, files: int, options: argparse.Namespace) -> list[Any]:
     """Hold so many connections, under each load; prints as it goes."""
-    count = processes(connections, files)
+    count = max(processes(connections, files), options.processes)
     documents = []
     idle = ("--idle-timeout", "0", "--first-byte-timeout", "0")
     print(f"\n{connections:,} connections, {count} processes a side", flush=True)
@@ -199,7 +202,7 @@ def measure(connections: int, files: int, options: argparse.Namespace) -> list[A
         server.wait_until_up(count)
         before = memory(server, None)
         told = False
-        for share in SHARES:
+        for share in map(parse_share, options.active.split(",")):
             active = max(1, round(connections * share))
             # The last load is to reach every connection.
             seconds = max(options.duration, 1.1 * active / options.rate)
@@ -251,6 +254,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--connections", default="10k,100k,300k,1M", metavar="N,...")
+    parser.add_argument("--active", default="1%,10%,100%", metavar="PERCENT,...")
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="a side, at least")
     parser.add_argument("--rate", type=parse_count, default=20_000, metavar="N")
     parser.add_argument("--duration", type=parse_duration, default=20.0, metavar="TIME")
     parser.add_argument("--json", metavar="FILE", help="all documents of loadgen")
