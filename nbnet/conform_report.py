@@ -15,8 +15,10 @@ SCHEMA: Final = "nbnet-conform/1"
 _WIDTH: Final = 80
 _SHOWN: Final = 48
 """Characters shown of what was sent, due or came."""
+_BEFORE: Final = 16
+"""Bytes of these that stand before a difference, if it is not near the beginning."""
 _JSON_BYTES: Final = 256
-"""The same in bytes, in JSON."""
+"""Bytes that JSON has of them."""
 
 
 def report(outcomes: Sequence[Outcome], target: str) -> str:
@@ -43,7 +45,11 @@ def listing(cases: Sequence[Case], about: Mapping[str, str]) -> str:
 def document(
     outcomes: Sequence[Outcome], about: Mapping[str, str], target: str, expect: str
 ) -> dict[str, Any]:
-    """The same as JSON values; bytes in hex, of long ones the first 256."""
+    """The same as JSON values; bytes in hex, of long ones 256.
+
+    Of what was due and what came these begin at byte ``from``, a little before they
+    differ.
+    """
     return {
         "schema": SCHEMA,
         "version": __version__,
@@ -64,9 +70,10 @@ def document(
                 "why": outcome.case.why,
                 "fault": outcome.fault,
                 "sent": _hex(outcome.case.sent),
-                "expected": _hex(outcome.case.expected),
+                "from": _start(outcome),
+                "expected": _hex(outcome.case.expected, _start(outcome)),
                 "expected_end": outcome.case.end.value,
-                "got": _hex(outcome.got),
+                "got": _hex(outcome.got, _start(outcome)),
                 "ended": outcome.ended,
             }
             for outcome in outcomes
@@ -94,18 +101,28 @@ def _counts(outcomes: Sequence[Outcome]) -> list[tuple[str, int, int]]:
 
 def _failure(outcome: Outcome) -> Iterator[str]:
     case = outcome.case
+    start = _start(outcome)
     yield from _wrapped(f"{case}: {case.why}", "", "  ")
     yield from _wrapped(_sent(case), "  sent      ", " " * 12)
-    yield from _wrapped(f"{_bytes(case.expected)}, {case.end.words}", "  expected  ", " " * 12)
+    due = _bytes(case.expected, start)
+    yield from _wrapped(f"{due}, {case.end.words}", "  expected  ", " " * 12)
     if outcome.ended:
-        yield from _wrapped(
-            f"{_bytes(outcome.got)}, and then {_ended(outcome.ended)}", "  got       ", " " * 12
-        )
+        got = _bytes(outcome.got, start)
+        yield from _wrapped(f"{got}, {_ended(outcome.ended)}", "  got       ", " " * 12)
     yield from _wrapped(outcome.fault, "  fault     ", " " * 12)
 
 
+def _start(outcome: Outcome) -> int:
+    """From where to show what came and what was due: the beginning, or a little before
+    they differ.
+    """
+    due, got = outcome.case.expected, outcome.got
+    same = next((n for n, pair in enumerate(zip(due, got, strict=False)) if len({*pair}) > 1), 0)
+    return max(0, same - _BEFORE) if same > _SHOWN - _BEFORE else 0
+
+
 def _ended(ended: str) -> str:
-    return "nothing, not even the end" if ended == OPEN else f"it was {ended}"
+    return "and then nothing, not even the end" if ended == OPEN else f"and then it was {ended}"
 
 
 def _sent(case: Case) -> str:
@@ -119,22 +136,18 @@ def _step(step: Step) -> str:
     return text + (" and the end of sending" if step.half_close else "")
 
 
-def _bytes(data: bytes) -> str:
-    """Bytes as people read them, of long ones the beginning.
+def _bytes(data: bytes, start: int = 0) -> str:
+    """Bytes as people read them, of long ones a part.
 
     >>> _bytes(b"00003abc"), _bytes(b"\\r"), _bytes(b"")
     ('00003abc', '\\\\r', 'nothing')
     """
     if not data:
         return "nothing"
-    text = repr(data[: _SHOWN + 1])[2:-1]
-    if len(text) <= _SHOWN:
-        return text
-    return f"{text[: _SHOWN - 3]}... ({len(data):,} bytes)"
-
-
-def _hex(data: bytes) -> str:
-    return data[:_JSON_BYTES].hex()
+    text = repr(data[start : start + _SHOWN])[2:-1]
+    if len(text) > _SHOWN or start + _SHOWN < len(data):
+        text = f"{text[: _SHOWN - 3]}... ({len(data):,} bytes)"
+    return f"... from byte {start:,}: {text}" if start else text
 
 
 def _wrapped(text: str, first: str, others: str) -> list[str]:
@@ -152,3 +165,7 @@ def _longest(cases: Sequence[Case]) -> int:
 
 def _count(count: int) -> str:
     return f"{count} case{'' if count == 1 else 's'}"
+
+
+def _hex(data: bytes, start: int = 0) -> str:
+    return data[start : start + _JSON_BYTES].hex()
