@@ -234,12 +234,12 @@ def _cases_of(group: str, document: Mapping[str, Any], only: str = "*") -> list[
 
 
 def _case_of(group: str, fields: Mapping[str, Any]) -> Case:
-    unknown = fields.keys() - _CASE - _STEP
-    if unknown:
-        raise ValueError(f"there is no field {min(unknown)!r}")
-    if "steps" in fields and fields.keys() & _STEP:
+    rest = {key: value for key, value in fields.items() if key not in _CASE}
+    if rest and "steps" in fields:
         raise ValueError("steps stand instead of what a step has")
-    steps = tuple(_step_of(step) for step in fields.get("steps", [fields]))
+    steps = tuple(map(_step_of, fields.get("steps", [rest])))
+    if not steps:
+        raise ValueError("there is no step")
     end = _end_of(fields)
     last = steps[-1]
     if any(step.late for step in steps[1:]):
@@ -262,6 +262,9 @@ def _end_of(fields: Mapping[str, Any]) -> End:
 
 
 def _step_of(fields: Mapping[str, Any]) -> Step:
+    unknown = fields.keys() - _STEP
+    if unknown:
+        raise ValueError(f"there is no field {min(unknown)!r}")
     data = _bytes_of(fields.get("send", ""))
     if "cut_every" in fields:
         cuts = tuple(range(fields["cut_every"], len(data), fields["cut_every"]))
