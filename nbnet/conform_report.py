@@ -85,7 +85,7 @@ def document(
 def _table(outcomes: Sequence[Outcome]) -> list[str]:
     counts = _counts(outcomes)
     rows = [*counts, ("all", len(outcomes), sum(failed for _, _, failed in counts))]
-    width = max(len(group) for group, _, _ in rows)
+    width = max(len("group"), *(len(group) for group, _, _ in rows))
     lines = [f"{'group':<{width}}  {'cases':>6} {'passed':>7} {'failed':>7}"]
     for group, cases, failed in rows:
         lines.append(f"{group:<{width}}  {cases:>6} {cases - failed:>7} {failed:>7}")

@@ -432,6 +432,15 @@ def test_a_port_that_connects_to_itself_is_no_server(monkeypatch: pytest.MonkeyP
         play(Address("127.0.0.1", port), cases("sizes/1"))
 
 
+def test_a_mistake_of_the_runners_own_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def wrong(*_: object) -> Outcome:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("nbnet.conform._play", wrong)
+    with pytest.raises(BaseExceptionGroup):
+        play(Address("127.0.0.1", 1), cases("sizes/1"))
+
+
 def test_limits_that_are_narrower_are_found() -> None:
     """Another proof that it finds something: this server takes less than the protocol has."""
     with Server(port=0, limits=Limits(max_frame=4096)) as server:
