@@ -82,22 +82,36 @@ class Tls(NamedTuple):
 
 
 class Wire:
-    """One connection of a client, plain. All errors are ``OSError``."""
+    """One connection of a client, plain. All errors are ``OSError``.
 
-    def __init__(self, connection: trio.socket.SocketType) -> None:
+    The kernel tells of a reset once, to whoever asks first. So there is no checkpoint
+    between its saying so and the error that is raised, where others could see the end.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
 
     async def send(self, data: bytes | memoryview, moved: Callable[[int], None]) -> None:
         """Send all of it, and say how many bytes went whenever some did."""
         rest = memoryview(data)
         while rest:
-            sent = await self._socket.send(rest[:_READ_SIZE])
-            rest = rest[sent:]
-            moved(sent)
+            await trio.lowlevel.checkpoint()
+            try:
+                sent = self._socket.send(rest[:_READ_SIZE])
+            except BlockingIOError:
+                await trio.lowlevel.wait_writable(self._socket)
+            else:
+                rest = rest[sent:]
+                moved(sent)
 
     async def receive(self) -> bytes:
         """What has come, once something has; nothing is the end."""
-        return await self._socket.recv(_READ_SIZE)
+        while True:
+            await trio.lowlevel.checkpoint()
+            try:
+                return self._socket.recv(_READ_SIZE)
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self._socket)
 
     async def half_close(self) -> None:
         """Send no more."""
@@ -115,7 +129,7 @@ class Wire:
 class TlsWire(Wire):
     """The same with TLS inside, whose sending side can be ended alone."""
 
-    def __init__(self, connection: trio.socket.SocketType, tls: Tls) -> None:
+    def __init__(self, connection: socket.socket, tls: Tls) -> None:
         super().__init__(connection)
         self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = tls.context.wrap_bio(self._in, self._out, server_hostname=tls.server_name)
@@ -232,7 +246,7 @@ class Server:
             raise
         return secure
 
-    async def _dial(self) -> trio.socket.SocketType:
+    async def _dial(self) -> socket.socket:
         while True:
             *others, last = self._places
             for place in others:
@@ -244,7 +258,7 @@ class Server:
                 await trio.sleep(_TRY_AGAIN)
 
 
-async def _dial(place: SocketAddress) -> trio.socket.SocketType:
+async def _dial(place: SocketAddress) -> socket.socket:
     plain = socket.socket(place.family, socket.SOCK_STREAM)
     try:
         plain.setblocking(False)
@@ -261,7 +275,7 @@ async def _dial(place: SocketAddress) -> trio.socket.SocketType:
     except BaseException:
         plain.close()
         raise
-    return trio.socket.from_stdlib_socket(plain)
+    return plain
 
 
 def _check(code: int) -> None:

@@ -35,6 +35,8 @@ PATIENCE = 20.0
 """Seconds after which a right server is taken for a wrong one: others use the machine, too."""
 SILENCE = 0.05
 """Seconds for which nothing may come; of a right server nothing does, however long."""
+NO_HURRY = Limits(first_byte_timeout=0, frame_timeout=0, idle_timeout=0, write_timeout=0)
+"""Of a server in this process: the client has to share the interpreter with it."""
 LIGHT = 20_000
 """Bytes that a case sends at most where only some are played."""
 
@@ -67,7 +69,7 @@ def case(fields: str) -> list[Case]:
 
 @pytest.mark.parametrize("trigger", ["level", "edge"])
 def test_the_server_passes_all_cases(trigger: str) -> None:
-    with Server(port=0, trigger=trigger) as server:
+    with Server(port=0, trigger=trigger, limits=NO_HURRY) as server:
         outcomes = play(server.address, every_case())
     assert len(outcomes) == len(every_case())
     assert not faults(outcomes)
@@ -82,12 +84,12 @@ def test_it_does_so_as_a_worker_of_the_command() -> None:
 
 @pytest.mark.parametrize("poller", ["poll", "select"])
 def test_it_does_so_on_other_pollers(poller: str) -> None:
-    with Server(port=0, poller=poller) as server:
+    with Server(port=0, poller=poller, limits=NO_HURRY) as server:
         assert not faults(play(server.address, some(20)))
 
 
 def test_it_does_so_with_threads() -> None:
-    with Server(port=0, threads=4) as server:
+    with Server(port=0, threads=4, limits=NO_HURRY) as server:
         assert not faults(play(server.address, some(4)))
 
 
@@ -96,13 +98,13 @@ def test_it_does_so_with_threads() -> None:
 @pytest.mark.parametrize("trigger", ["level", "edge"])
 @pytest.mark.parametrize("threads", [1, 4])
 def test_it_passes_all_cases_with_threads(trigger: str, threads: int) -> None:
-    with Server(port=0, trigger=trigger, threads=threads) as server:
+    with Server(port=0, trigger=trigger, threads=threads, limits=NO_HURRY) as server:
         assert not faults(play(server.address, every_case(), timeout=60.0))
 
 
 def test_it_does_so_on_a_unix_socket(tmp_path: Path) -> None:
     path = str(tmp_path / "socket")
-    with Server(unix=path):
+    with Server(unix=path, limits=NO_HURRY):
         assert not faults(play(parse_address(f"unix:{path}"), some(8)))
 
 
@@ -142,7 +144,7 @@ def test_the_server_passes_with_tls(folder: Path) -> None:
     certificate = Certificate(folder / "server.pem")
     tls = Tls(client_context(folder / "ca.pem"), "127.0.0.1")
     chosen = [*some(8), *cases("late-reader/longest-3"), *cases("half-close/after-20-longest")]
-    with Server(port=0, tls=certificate) as server:
+    with Server(port=0, tls=certificate, limits=NO_HURRY) as server:
         address = Address(*server.address, tls=True)
         assert not faults(play(address, chosen, tls=tls))
 
