@@ -40,6 +40,8 @@ _TRY_AGAIN: Final = 0.01
 """Seconds until a unix socket is tried again that had no room."""
 _RESETS: Final = struct.pack("ii", 1, 0)
 """A linger time of 0: closing sends a reset."""
+_NARROW: Final = 32 * 1024
+"""Bytes that the kernel is to hold for a client that reads late: so the server has to."""
 _LOOK_ON: Final = 4096
 """Bytes read behind a fault, to be shown."""
 
@@ -214,8 +216,8 @@ class Server:
             except OSError as error:
                 raise CannotConnect(_words(error)) from None
 
-    async def connect(self) -> Wire:
-        """Make a connection.
+    async def connect(self, *, narrow: bool = False) -> Wire:
+        """Make a connection; a narrow one has little room for what is not read.
 
         Raises:
             CannotConnect: there never was any.
@@ -224,7 +226,7 @@ class Server:
         said = f"not within {format_duration(self.patience)}"
         with trio.move_on_after(self.patience):
             try:
-                wire = await self._connect()
+                wire = await self._connect(narrow)
             except OSError as error:
                 said = _words(error)
             else:
@@ -234,8 +236,8 @@ class Server:
             raise CannotConnect(said)
         raise Fault(f"cannot connect: {said}")
 
-    async def _connect(self) -> Wire:
-        connection = await self._dial()
+    async def _connect(self, narrow: bool) -> Wire:
+        connection = await self._dial(narrow)
         try:
             if self._tls is None:
                 return Wire(connection)
@@ -246,22 +248,24 @@ class Server:
             raise
         return secure
 
-    async def _dial(self) -> socket.socket:
+    async def _dial(self, narrow: bool) -> socket.socket:
         while True:
             *others, last = self._places
             for place in others:
                 with contextlib.suppress(OSError):
-                    return await _dial(place)
+                    return await _dial(place, narrow)
             try:
-                return await _dial(last)
+                return await _dial(last, narrow)
             except BlockingIOError:  # a unix socket whose backlog is full
                 await trio.sleep(_TRY_AGAIN)
 
 
-async def _dial(place: SocketAddress) -> socket.socket:
+async def _dial(place: SocketAddress, narrow: bool) -> socket.socket:
     plain = socket.socket(place.family, socket.SOCK_STREAM)
     try:
         plain.setblocking(False)
+        if narrow:
+            plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _NARROW)
         if place.family != socket.AF_UNIX:
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         code = plain.connect_ex(place.sockaddr)
@@ -524,7 +528,7 @@ async def _play_all(
 
 async def _play(server: Server, case: Case, silence: float, probe: Step) -> Outcome:
     try:
-        wire = await server.connect()
+        wire = await server.connect(narrow=case.steps[0].late)
     except Fault as error:
         return Outcome(case, str(error), b"", "")
     exchange = Exchange(wire, server.patience, silence)

@@ -90,6 +90,8 @@ def conform(
     count = parsed("--jobs", parse_count, jobs)
     if not 1 <= count <= MOST_JOBS:
         raise CommandError(f"--jobs: {count}, expected 1 to {MOST_JOBS}", EXIT_USAGE)
+    if listed and as_json:
+        raise CommandError("--list: it is for people, expected without --json", EXIT_USAGE)
     tls = _tls(address, tls_ca, tls_cert, tls_key, tls_server_name)
 
     from nbnet import conform_report as reports

@@ -3,7 +3,8 @@
 A case says what a client sends and in which pieces, what has to come back, and
 how the connection ends. Nothing in it is of this server: ``nbnet conform`` plays
 the cases against any other that reverses payloads, or echoes them. Cases stand
-in ``nbnet/cases/*.toml``, a file for each group, a line for each case::
+in ``nbnet/cases/*.toml``, a file for each group, in the order of the numbers in
+their names, and a line for each case::
 
     about = "headers that are none"
     cases = [
@@ -37,8 +38,9 @@ The fields of a case:
     instead of ``expect`` and ``end``: the client goes after it has sent, by ``reset``
     or ``close``;
 ``steps``
-    instead of the fields of the first five kinds: a list of them, played in turn.
-    What one expects has to be there before the next sends.
+    instead of ``send`` to ``late``: a list of tables with these, played in turn. What
+    one expects has to be there before the next sends; if it expects nothing, nothing
+    may come for a while.
 
 After a case the server has to serve a new connection, whatever was done to it.
 """

@@ -103,9 +103,11 @@ def test_it_passes_all_cases_with_threads(trigger: str, threads: int) -> None:
 
 
 def test_it_does_so_on_a_unix_socket(tmp_path: Path) -> None:
+    # For which the kernel holds less than for TCP, so that writes are taken in parts.
     path = str(tmp_path / "socket")
     with Server(unix=path, limits=NO_HURRY):
-        assert not faults(play(parse_address(f"unix:{path}"), some(8)))
+        chosen = [*some(8), *cases("late-reader"), *cases("*/*late")]
+        assert not faults(play(parse_address(f"unix:{path}"), chosen))
 
 
 def test_it_does_so_with_ipv6() -> None:
@@ -259,20 +261,21 @@ def test_a_server_that_takes_nobody_fails_in_time() -> None:
     assert len(faults(outcomes)) == len(outcomes) > 80
 
 
-def test_a_server_that_drips_is_not_waited_for_to_the_end() -> None:
+def test_a_server_that_drips_is_not_waited_for_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nbnet.conform.DRIPPING", 1.5)
     tick = threading.Event()
 
     def drip(peer: socket.socket) -> None:
         peer.recv(100)
         while True:
             peer.sendall(b"1")
-            tick.wait(0.02)
+            tick.wait(0.01)
 
     with by_hand(drip) as address:
         expected = 'expect = { repeat = ["1", 99999] }, end = "served"'
-        [outcome] = play(address, case(f'send = "00001a", {expected}'), timeout=0.05)
+        [outcome] = play(address, case(f'send = "00001a", {expected}'), timeout=0.3)
     assert outcome.fault.startswith("no answer: 99,9")
-    assert 2 <= len(outcome.got) <= 30
+    assert 0 < len(outcome.got) < 100
 
 
 def test_a_server_that_floods_is_not_read_to_the_end() -> None:

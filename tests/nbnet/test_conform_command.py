@@ -128,6 +128,7 @@ def test_the_list() -> None:
         (["--silence", "0s"], "--silence: 0s, expected more than 0"),
         (["--jobs", "0"], "--jobs: 0, expected 1 to 1000"),
         (["--jobs", "1001"], "--jobs: 1001, expected 1 to 1000"),
+        (["--list", "--json"], "--list: it is for people, expected without --json"),
         (["--tls-ca", "ca.pem"], "--tls-ca: the target 127.0.0.1:6789 is none of TLS"),
         (
             ["-t", "tls://localhost:1", "--tls-ca", "nowhere.pem"],
