@@ -79,9 +79,6 @@ def conform(
     from nbnet.conformance import cases, groups
 
     address = parsed("--target", parse_address, target)
-    chosen = cases(only)
-    if not chosen:
-        raise CommandError(f"--only: no case is called {only!r} (see --list)", EXIT_USAGE)
     if expect not in _EXPECT:
         raise CommandError(f"--expect: {expect!r} is none of {', '.join(_EXPECT)}", EXIT_USAGE)
     patience, quiet = (
@@ -93,6 +90,9 @@ def conform(
     if listed and as_json:
         raise CommandError("--list: it is for people, expected without --json", EXIT_USAGE)
     tls = _tls(address, tls_ca, tls_cert, tls_key, tls_server_name)
+    chosen = cases(only)
+    if not chosen:
+        raise CommandError(f"--only: no case is called {only!r} (see --list)", EXIT_USAGE)
 
     from nbnet import conform_report as reports
     from nbnet.conform import CannotConnect
