@@ -14,6 +14,7 @@ from nbnet.board import MetricsUnavailable
 from nbnet.command import EXIT_USAGE, CommandError, make_app, parsed, version_option
 from nbnet.command import run as run_command
 from nbnet.config import DEFAULT_HANDLER, read_options
+from nbnet.conform_command import conform
 from nbnet.limits import Limits
 from nbnet.listeners import ListenError
 from nbnet.logs import FORMATTERS, logging_to
@@ -276,6 +277,9 @@ def serve_command(
         raise CommandError(str(error), EXIT_CANNOT_LISTEN) from error
     except ValueError as error:
         raise CommandError(str(error), EXIT_USAGE) from error
+
+
+app.command("conform")(conform)
 
 
 def _workers(text: str) -> int:
