@@ -89,7 +89,7 @@ class Account:
 
     Attributes:
         taken, given: bytes read and sent.
-        asked: whole requests read.
+        asked: whole requests read; ``replies``, whole replies sent.
         owed: the replies to them, as they have to be on the wire.
         fault: whether what was read ends in something that is no frame, or a
             request at which the handler fails; nothing is owed for what follows.
@@ -103,6 +103,8 @@ class Account:
         self.kernel = kernel
         self.end = end
         self.taken = self.given = self.asked = 0
+        self.replies = 0
+        self._ends: list[int] = []  # of the replies owed
         self.owed = bytearray()
         self.fault = ""
         self.progress = kernel.now
@@ -155,6 +157,7 @@ class Account:
                 return
             self.asked += 1
             self.owed += frame(reply)
+            self._ends.append(len(self.owed))
 
     def gave(self, data: bytes) -> None:
         self.progress = self.kernel.now
@@ -166,6 +169,8 @@ class Account:
                 f"a wrong reply: byte {self.given} on is {data[:60]!r}, owed is {expected[:60]!r}"
             )
         self.given += len(data)
+        while self.replies < self.asked and self._ends[self.replies] <= self.given:
+            self.replies += 1
 
     def shut(self) -> None:
         if self.unpaid:

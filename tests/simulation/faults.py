@@ -166,17 +166,21 @@ class Faults:
         self, events: list[tuple[int, int]], interest: Mapping[int, tuple[File, int]]
     ) -> None:
         """Invent, repeat and shuffle events."""
+        from simulation.network import End
+
         rng, rates = self._rng, self.rates
         if interest and self.hits(rates.invent):
             fd = rng.choice(list(interest))
             file, mask = interest[fd]
-            if getattr(file, "connected", True):
+            if isinstance(file, End) and file.connected:
                 found = rng.choice((READ, WRITE, READ | WRITE, ERROR, READ | ERROR))
                 found &= mask | ERROR
                 if found:
                     events.insert(rng.randrange(len(events) + 1), (fd, found))
                     self.kernel.happened()
         if events and self.hits(rates.repeat):
-            events.insert(rng.randrange(len(events) + 1), rng.choice(events))
+            event = rng.choice(events)
+            if isinstance(interest[event[0]][0], End):
+                events.insert(rng.randrange(len(events) + 1), event)
         if len(events) > 1 and self.hits(rates.shuffle):
             rng.shuffle(events)

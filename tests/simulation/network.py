@@ -53,6 +53,7 @@ class End:
         on_change: called when anything changes; for scripted peers.
         account: is told what is read and sent here.
         stamped_at: when the last bytes arrived.
+        poisoned: whether bytes were read that the network had changed.
     """
 
     def __init__(self, kernel: Kernel, *, room: int, window: int, least: int = 0) -> None:
@@ -71,8 +72,11 @@ class End:
         self.account: Account | None = None
         self.network: Network | None = None
         self.stamped_at = 0
+        self.poisoned = False
+        self._clean = -1  # bytes to read until the first that was changed; -1 without one
         self._moving = self._fin_sent = False
         self._wants_room = False
+        self._leaving = 0  # bytes of the outbox that are on their way
 
     # What calls do ------------------------------------------------------------------
 
@@ -85,6 +89,9 @@ class End:
         if self.inbox:
             data = bytes(self.inbox[:size])
             del self.inbox[:size]
+            if self._clean >= 0:
+                self.poisoned = self.poisoned or len(data) > self._clean
+                self._clean = max(0, self._clean - len(data))
             self.peer._go_on()
             return data
         if self.eof:
@@ -195,6 +202,7 @@ class End:
         elif not self.shut:
             return
         self._moving = True
+        self._leaving = len(self.outbox)
         assert self.network is not None
         self.kernel.after(self.network.delay(), self._arrive)
 
@@ -211,8 +219,9 @@ class End:
             peer.dead = True
             self._be_reset()  # what came to nobody is answered with a reset
             return
-        if self.outbox:
-            size = network.piece(min(len(self.outbox), max(1, peer.window - len(peer.inbox))))
+        if self._leaving:
+            size = network.piece(min(self._leaving, max(1, peer.window - len(peer.inbox))))
+            network.corrupt(self, size)
             peer.inbox += self.outbox[:size]
             del self.outbox[:size]
             peer.stamped_at = self.kernel.now
@@ -220,7 +229,7 @@ class End:
             if self._wants_room and (self.room - len(self.outbox)) * 2 >= len(self.outbox):
                 self._wants_room = False
                 self.wake(WRITE)
-        elif self.shut:
+        elif self.shut and not self.outbox:
             self._fin_sent = True
             peer.eof = True
             peer.wake(0)
@@ -432,7 +441,7 @@ class Network:
         self.listener = listener
         self.pace = pace
         self.pieces = pieces
-        self.reset_rate = self.vanish_rate = 0.0
+        self.reset_rate = self.vanish_rate = self.corrupt_rate = 0.0
         self._ports = 0
 
     def delay(self) -> int:
@@ -467,6 +476,16 @@ class Network:
             end._moving = True  # for ever: nothing more arrives
             return True
         return False
+
+    def corrupt(self, end: End, size: int) -> None:
+        """Change a byte of a piece that a server sends, now and then."""
+        rng = self.kernel.rng
+        if end.account is not None and self.corrupt_rate and rng.random() < self.corrupt_rate:
+            at = rng.randrange(size)
+            end.outbox[at] ^= 1 << rng.randrange(8)
+            self.kernel.say("the network changes a byte")
+            if end.peer._clean < 0:
+                end.peer._clean = len(end.peer.inbox) + at
 
     def connect(self, end: End, host: str = "192.0.2.1") -> None:
         """Begin a connection to the listener."""

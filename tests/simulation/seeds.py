@@ -23,4 +23,7 @@ KEPT: Final = (
     Kept("server", 20, "watching the wake-up failed, which left the listeners open"),
     Kept("server", 172, "a deadline that the stop made shorter is due in the next turn"),
     Kept("server", 2363, "a peer that was reset while it waited to be accepted"),
+    Kept("load", 2, "watching a new connection failed (ENOMEM), which ended the engine"),
+    Kept("load", 58, "the same when it was made, which left it half registered"),
+    Kept("load", 130, "watching the control failed (ENOSPC): nothing may be left then either"),
 )

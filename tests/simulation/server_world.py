@@ -175,7 +175,9 @@ class ServedProcess:
         """Called when the server closes a connection."""
         if not account.unpaid:
             return
-        if not account.end.disturbed and self.kernel.now < self._drained:
+        end = account.end
+        # One that was reset, or that a fault befell, is owed nothing any more.
+        if not end.disturbed and not end.dead and self.kernel.now < self._drained:
             self.cut.append(account)
             self.kernel.say("cut off with %d bytes owed", account.unpaid)
 

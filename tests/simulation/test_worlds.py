@@ -21,7 +21,7 @@ from simulation.runs import WORLDS, command, run_seed
 from simulation.seeds import KEPT
 
 TESTS = Path(__file__).parents[1]
-FEW = {"server": 100, "load": 60, "client": 60}
+FEW = {"server": 80, "load": 40}
 MANY = 10_000
 
 
