@@ -209,7 +209,7 @@ class LoadWorld:
         rng = self.rng
         any_reply = rng.random() < 0.15
         messages = []
-        for number in range(rng.choice((1, 100, 1000))):
+        for number in range(rng.choice((1, 30, 200))):
             letter = rng.choice((REVERSE, REVERSE, EMPTY, GROW)) if not any_reply else REVERSE
             payload = letter + b"%d:" % number + b"-" * rng.randrange(rng.choice((2, 80)))
             reply = answer(payload)

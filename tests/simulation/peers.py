@@ -31,6 +31,9 @@ BAD: Final = (b"+0003abc", b"000x3abc", b"00000", b" 0003abc", b"\n00003abc", b"
 class Peer:
     """One client with its script.
 
+    Args:
+        kind, count: what it is and how many requests it has, if not to be drawn.
+
     Attributes:
         number: part of each of its payloads.
         kind: one of the above.
@@ -40,7 +43,14 @@ class Peer:
     """
 
     def __init__(
-        self, kernel: Kernel, network: Network, handler: Handler, limits: Limits, number: int
+        self,
+        kernel: Kernel,
+        network: Network,
+        handler: Handler,
+        limits: Limits,
+        number: int,
+        kind: str = "",
+        count: int = 0,
     ) -> None:
         self.kernel = kernel
         self.number = number
@@ -50,10 +60,11 @@ class Peer:
         self.received = bytearray()
         rng = self._rng = kernel.rng
         kinds = (HONEST, HONEST, HONEST, ENDED, RUDE)[rng.randrange(5)]
-        self.kind = rng.choice(kinds)
+        self.kind = kind or rng.choice(kinds)
         self._network = network
         self._handler = handler
-        self._draw_requests()
+        self._given = bool(count)
+        self._draw_requests(count)
         # What is large in pieces that are small would take more than the limits allow.
         least = len(self.wire) // 20 * (1 if network.pace <= MS else 3)
         self.end = End(
@@ -70,12 +81,12 @@ class Peer:
 
     # The script -------------------------------------------------------------------
 
-    def _draw_requests(self) -> None:
+    def _draw_requests(self, given: int) -> None:
         rng, kind = self._rng, self.kind
         count = rng.choice((0, 1, 1, 2, 3, 5, 10, 40)) if kind not in HONEST else 0
-        count = count or rng.choice((1, 2, 5, 10, 30, 100))
-        large = rng.random() < 0.15 and self.limits.max_frame == MOST
-        spread = rng.choice((1, 1, 30, 600))
+        count = given or count or rng.choice((1, 2, 5, 10, 30, 100))
+        large = rng.random() < 0.15 and self.limits.max_frame == MOST and not given
+        spread = rng.choice((1, 1, 30, 600)) if not given else 60
         failing = rng.randrange(count) if kind == "failing handler" else -1
         wire = bytearray()
         self._ends: list[int] = []  # where each request ends
@@ -131,7 +142,7 @@ class Peer:
             self._reads = rng.choice((1, 50, 3000))
             self._read_gap = rng.choice((1, 20, 200)) * MS
         elif kind == "slow writer":
-            self._piece = rng.choice((1, 2, 7))
+            self._piece = rng.choice((1, 2, 7)) if not self._given else 20
             self._gap = rng.choice((0, MS, 50 * MS))
         elif kind == "dripper":
             self._piece, self._gap = 1, 300 * MS
