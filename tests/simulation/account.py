@@ -60,9 +60,10 @@ class Handler:
         self.answered = 0
         self.failed = 0
         self.many = False  # whether a payload may come any number of times
+        self.repeatable: set[bytes] = set()  # those that may
 
     def __call__(self, payload: bytes) -> bytes:
-        if self.known.get(payload, True) and not self.many:
+        if self.known.get(payload, True) and not (self.many or payload in self.repeatable):
             what = "a second time" if payload in self.known else "that nobody has sent"
             self.kernel.fail(f"the handler is given {payload[:40]!r} {what}")
         self.known[payload] = True

@@ -505,7 +505,7 @@ class Network:
         other = End(
             self.kernel,
             room=max(least, rng.choice((100, 1000, 20_000, 200_000))),
-            window=max(least, rng.choice((100, 5000, 200_000))),
+            window=max(least, rng.choice((100, 5000, 200_000, 200_000))),
         )
         other.network, other.peer = self, end
         other.connected = True

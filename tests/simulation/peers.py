@@ -86,7 +86,7 @@ class Peer:
         count = rng.choice((0, 1, 1, 2, 3, 5, 10, 40)) if kind not in HONEST else 0
         count = given or count or rng.choice((1, 2, 5, 10, 30, 100))
         large = rng.random() < 0.15 and self.limits.max_frame == MOST and not given
-        spread = rng.choice((1, 1, 30, 600)) if not given else 60
+        spread = rng.choice((1, 30, 600, 600)) if not given else 60
         failing = rng.randrange(count) if kind == "failing handler" else -1
         wire = bytearray()
         self._ends: list[int] = []  # where each request ends

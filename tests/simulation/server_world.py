@@ -361,14 +361,14 @@ class ServerWorld:
             publish=self._published if rng.random() < 0.3 else None,
         )
         self.published: list[Counters] = []
-        if not self.harmless and rng.random() < 0.2:
-            self.server.process.most_files = rng.randrange(5, 12)
+        if rng.random() < 0.2:
+            self.server.process.most_files = rng.randrange(4, 8)
         self.networks = [
             Network(
                 self.kernel,
                 listener,
                 pace=rng.choice((20 * US, MS, 20 * MS)),
-                pieces=rng.randrange(3),
+                pieces=rng.choice((0, 0, 1, 2)),
             )
             for listener in self.server.listeners
         ]

@@ -72,5 +72,5 @@ def test_a_connection_that_is_left_open_is_seen(monkeypatch: pytest.MonkeyPatch)
         self._run_out(str(error))
 
     monkeypatch.setattr(acceptor.Acceptor, "reject", forget)
-    with pytest.raises(SimulationFailure, match="server scene 0, register 3: ENOMEM: .* open"):
+    with pytest.raises(SimulationFailure, match=r"register 3: ENOMEM: .* open"):
         torture("server", 0, {("register", 3): errno.ENOMEM})
