@@ -309,7 +309,7 @@ class Load:
     def wait_to_send(self, connection: Connection, rest: bytes) -> None:
         """Keep what the kernel did not take of the last requests until it takes more."""
         self._hold_back(connection, rest)
-        self._poller.modify(connection.fd, READ | WRITE)
+        self._watch(connection, READ | WRITE)
 
     def _hold_back(self, connection: Connection, rest: bytes) -> None:
         # A piece for each request, to know which of them were sent whole.
@@ -340,7 +340,13 @@ class Load:
                 return
             del unsent[0]
         connection.look()
-        self._poller.modify(connection.fd, READ)
+        self._watch(connection, READ)
+
+    def _watch(self, connection: Connection, mask: int) -> None:
+        try:
+            self._poller.modify(connection.fd, mask)
+        except OSError as error:  # the kernel may be out of memory
+            self.lose(connection, kind_of_error(error))
 
     def _dispatch_closed(self, now: int) -> None:
         thinking, free = self._thinking, self.free

@@ -88,8 +88,13 @@ class Opener:
             self._failed(number, sends, kind_of_error(error))
             return True
         connection = Connection(socket, number, sends=sends, begun=begun)
+        try:
+            self._poller.register(connection.fd, WRITE)
+        except OSError as error:  # the kernel may be out of memory, or of watches
+            socket.close()
+            self._failed(number, sends, kind_of_error(error))
+            return True
         self._begun[connection.fd] = connection
-        self._poller.register(connection.fd, WRITE)
         return True
 
     def handle(self, fd: int) -> None:
@@ -97,12 +102,12 @@ class Opener:
         connection = self._begun[fd]
         try:
             socket, event = self._dialer.advance(connection.socket)
+            if socket is not connection.socket:
+                connection.adopt(socket)
+            self._poller.modify(fd, event or READ)
         except OSError as error:
             self._fail(connection, kind_of_error(error))
             return
-        if socket is not connection.socket:
-            connection.adopt(socket)
-        self._poller.modify(fd, event or READ)
         if not event:
             del self._begun[fd]
             self._made(connection)

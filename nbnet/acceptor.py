@@ -32,7 +32,10 @@ PAUSE: Final = 0.1
 # What accept(2) may answer, by what follows: with the first kind the listener
 # stays readable, so going on at once would spin; the second kind speaks of one
 # connection that failed while it was queued, and the next may be fine.
-_OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+# epoll_ctl(2) adds ENOSPC, when the user watches as many as the system allows.
+_OUT_OF_RESOURCES: Final = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC}
+)
 _ONE_FAILED: Final = frozenset(
     {
         errno.ECONNABORTED,
@@ -102,19 +105,30 @@ class Acceptor:
         self._counters = counters
         self._limits = limits
         self._from: Counter[str] = Counter()  # connections open by address
-        self._watched = False
+        self._watched: list[Listener] = []  # all of them, or none
         self._failing = False  # said in the log once, until it works again
         self._held = False
         self._expected = 0  # connections that are to be adopted
         self._closed = False
 
     def resume(self) -> None:
-        """Watch the listeners, again or for the first time."""
+        """Watch the listeners, again or for the first time; if the kernel cannot, a moment later.
+
+        Raises:
+            OSError: a listener is of no use.
+        """
         self.again = math.inf
-        if not (self._watched or self._held or self._closed):
-            self._watched = True
-            for listener in self._listeners:
+        if self._watched or self._held or self._closed:
+            return
+        for listener in self._listeners:
+            try:
                 self._poller.register(listener.fileno(), READ)
+            except OSError as error:
+                if error.errno not in _OUT_OF_RESOURCES:
+                    raise
+                self._run_out(error.strerror)
+                return
+            self._watched.append(listener)
 
     def hold(self, held: bool) -> None:
         """Leave newcomers to another process that has the listeners, or take them again."""
@@ -229,10 +243,8 @@ class Acceptor:
 
     def _pause(self, again: float) -> None:
         self.again = again
-        if self._watched:
-            self._watched = False
-            for listener in self._listeners:
-                self._poller.unregister(listener.fileno())
+        while self._watched:
+            self._poller.unregister(self._watched.pop().fileno())
 
 
 def _peer(address: Any) -> Target | str:

@@ -371,3 +371,4 @@ class Channels:
             self.counters.connections -= 1
             self.counters.requests += channel.requests
             self._acceptor.released(channel.peer)
+        self._look_by(self._acceptor.again)

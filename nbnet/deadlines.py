@@ -1,9 +1,9 @@
 """When which connection has to be looked at again.
 
 A timer wheel: time is cut into ticks, and everything due in a tick stands in
-one set. Parking, moving and forgetting cost the same however many are parked,
-and nothing is kept of what was forgotten (but an empty set a tick): a timer
-goes with its connection.
+one dict, by which they come due in the same order in each run. Parking, moving
+and forgetting cost the same however many are parked, and nothing is kept of what
+was forgotten (but an empty dict a tick): a timer goes with its connection.
 
 The rule that keeps requests cheap: activity does not move a timer. Whoever is
 found due says when it really has to end, and is parked again if that is later;
@@ -48,7 +48,7 @@ class Deadlines(Generic[T]):
     __slots__ = ("_order", "_ticks")
 
     def __init__(self) -> None:
-        self._ticks: dict[int, set[T]] = {}  # an empty set goes when its turn comes
+        self._ticks: dict[int, dict[T, None]] = {}  # an empty one goes when its turn comes
         self._order: list[int] = []  # the same ticks as a heap, each once
 
     def __len__(self) -> int:
@@ -71,9 +71,9 @@ class Deadlines(Generic[T]):
         self.forget(thing)
         thing.tick = tick
         if tick in self._ticks:
-            self._ticks[tick].add(thing)
+            self._ticks[tick][thing] = None
         else:
-            self._ticks[tick] = {thing}
+            self._ticks[tick] = {thing: None}
             heapq.heappush(self._order, tick)
 
     def park_by(self, thing: T, when: float) -> None:
@@ -84,15 +84,16 @@ class Deadlines(Generic[T]):
     def forget(self, thing: T) -> None:
         """Let ``thing`` never come due; nothing happens if it is not parked."""
         if thing.tick is not None:
-            self._ticks[thing.tick].remove(thing)
+            del self._ticks[thing.tick][thing]
             thing.tick = None
 
     def due(self, now: float) -> Iterator[T]:
         """Take out, one by one, what is due at ``now`` seconds, in order of ticks.
 
-        In between anything may be parked and forgotten.
+        Of one tick, what was parked last comes first. In between anything may be parked
+        and forgotten.
         """
         while self.next_due <= now:
-            thing = self._ticks[self._order[0]].pop()
+            thing, _ = self._ticks[self._order[0]].popitem()
             thing.tick = None
             yield thing

@@ -132,7 +132,7 @@ class Loop(Channels):
             read = lambda fd, size: channels[fd].socket.recv(size)  # noqa: E731
             write = lambda fd, data: channels[fd].socket.send(data)  # noqa: E731
         self._recv, self._send = read, write
-        self._callbacks: dict[int, Callable[[], object]] = {wake_up.fileno(): wake_up.clear}
+        self._callbacks: dict[int, Callable[[], object]] = {}
         self._each_turn: Callable[[], bool] | None = None
         self._hurry = False  # whether that has more to do without an event
         self._turns = 0
@@ -181,8 +181,8 @@ class Loop(Channels):
         closed as it is.
         """
         poll, clock = self._poller.poll, self._clock
-        self._poller.register(self._wake_up.fileno(), READ)
         try:
+            self.watch(self._wake_up.fileno(), READ, self._wake_up.clear)
             self._acceptor.resume()
             self._now = clock()
             while (
@@ -389,10 +389,12 @@ class Loop(Channels):
     def hold_accepting(self, held: bool) -> None:
         """Leave newcomers to the other process that has the listeners, or take them again."""
         self._acceptor.hold(held)
+        self._look_by(self._acceptor.again)
 
     def expect(self, count: int) -> None:
         """Keep room for so many connections that are yet to be adopted."""
         self._acceptor.expect(count)
+        self._look_by(self._acceptor.again)
 
     def each_turn(self, action: Callable[[], bool] | None) -> None:
         """Have something done after every turn; it says whether to go on without waiting."""

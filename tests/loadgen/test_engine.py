@@ -7,6 +7,7 @@ once, that the snapshots add up, and that every socket was closed once.
 from __future__ import annotations
 
 import errno
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -417,6 +418,43 @@ def test_only_an_unsent_rest_waits_for_the_socket_to_become_writable() -> None:
         world.at(time * MS, lambda: masks.append(world.interest[world.sockets[0].fd]))
     run(world)
     assert masks == [READ | WRITE, READ, READ | WRITE]
+
+
+def watching_fails(world: World, call: str, *, at: int) -> None:
+    """Have the nth call of the poller fail for want of memory, not counting the control's."""
+    original, calls = getattr(world, call), itertools.count(1)
+
+    def failing(fd: int, eventmask: int, /) -> None:
+        if fd != world.control_fd and next(calls) == at:
+            raise os_error(errno.ENOMEM)
+        original(fd, eventmask)
+
+    setattr(world, call, failing)
+
+
+@pytest.mark.parametrize("call", ["register", "modify"])
+def test_a_connection_that_cannot_be_watched_is_not_made(call: str) -> None:
+    world = World()
+    watching_fails(world, call, at=1)
+    counts = run(world, connections=2).counts
+    assert (counts.held, counts.failed_to_connect) == (1, 1)
+    assert counts.errors == {"connect: Cannot allocate memory": 1}
+    assert counts.verified == counts.sent > 0
+
+
+@pytest.mark.parametrize(("call", "verified"), [(2, 0), (3, 0), (4, 1)])
+def test_a_connection_that_cannot_be_watched_for_a_rest_is_lost(call: int, verified: int) -> None:
+    # The first call is when it is made; then at a rest, when that is sent, and again.
+    def narrow(socket: FakeSocket) -> None:
+        connects(socket)
+        socket.limit_room(5)
+
+    world = World()
+    world.dials.append(narrow)
+    watching_fails(world, "modify", at=call)
+    counts = run(world).counts
+    assert (counts.sent, counts.verified, counts.failed) == (verified + 1, verified, 1)
+    assert (counts.lost, counts.errors) == (1, {"Cannot allocate memory": 1})
 
 
 def test_a_connection_that_fails_while_a_request_is_being_completed_is_lost() -> None:

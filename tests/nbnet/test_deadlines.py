@@ -54,6 +54,13 @@ def test_many_things_due_at_once_come_one_by_one() -> None:
     assert set(deadlines.due(2.0)) == set(things)  # in linear time, or the suite would notice
 
 
+def test_what_is_due_in_one_tick_comes_in_the_same_order_each_time() -> None:
+    things, deadlines = [Thing() for _ in range(100)], Deadlines[Thing]()
+    for thing in things:
+        deadlines.park(thing, 1.0)
+    assert list(deadlines.due(2.0)) == things[::-1]
+
+
 def test_parking_by_a_time_moves_only_towards_the_present() -> None:
     thing, deadlines = Thing(), Deadlines[Thing]()
     deadlines.park_by(thing, 5.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import logging
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -383,6 +384,60 @@ def test_a_handler_that_fails_ends_its_connection_and_no_other(
     [record] = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert record.exc_info
     assert "no such thing" in caplog.text
+
+
+def fails_once(kernel: Kernel, code: int, *, at: int, fd: int) -> None:
+    """Have the nth registration of a descriptor fail."""
+    register, left = kernel.register, itertools.count(1)
+
+    def failing(number: int, eventmask: int, /) -> None:
+        if number == fd and next(left) == at:
+            raise error(code)
+        register(number, eventmask)
+
+    kernel.register = failing  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("code", [errno.ENOMEM, errno.ENOSPC])
+def test_a_listener_that_cannot_be_watched_again_is_watched_a_moment_later(
+    kernel: Kernel, code: int
+) -> None:
+    # The first time after a pause for want of descriptors, the second one at the start.
+    for at in (2, 1):
+        again = Kernel()
+        again.edge = kernel.edge
+        fails_once(again, code, at=at, fd=again.listener.fd)
+        again.listener.queue.append(error(errno.EMFILE))
+        late = again.connect()
+        again.at(5 * PAUSE, lambda late=late: late.inbox.append(b"00003abc"))  # type: ignore[misc]
+        run(again)
+        assert late.received == b"00003cba"
+
+
+def test_a_listener_that_cannot_be_watched_again_does_not_wait_for_another_deadline(
+    kernel: Kernel,
+) -> None:
+    first, late = kernel.connect(), kernel.connect()
+    fails_once(kernel, errno.ENOMEM, at=2, fd=kernel.listener.fd)
+    kernel.at(1.0, lambda: first.inbox.append(b""))  # which makes room for the other
+    kernel.at(1.0 + 2 * PAUSE, lambda: late.inbox.append(b"00003abc"))
+    answered: list[bytes] = []
+    kernel.at(1.1 + 2 * PAUSE, lambda: answered.append(bytes(late.received)))
+    run(kernel, max_connections=1)
+    assert answered == [b"00003cba"]
+
+
+@pytest.mark.parametrize(
+    ("watched", "code"), [("wake_up", errno.ENOMEM), ("listener", errno.EPERM)]
+)
+def test_a_loop_that_cannot_start_closes_its_listeners(
+    kernel: Kernel, watched: str, code: int
+) -> None:
+    fails_once(kernel, code, at=1, fd=getattr(kernel, watched).fd)
+    loop = kernel.loop()
+    with pytest.raises(OSError, match=os.strerror(code)):
+        loop.run()
+    assert_nothing_is_left(kernel, loop)
 
 
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])

@@ -1,0 +1,76 @@
+"""Each call of a scene fails once, with what its man page lists; and two of them.
+
+By default each call fails with one of its errors (of the load engine every sixth
+call), and some pairs do. All errors, and all pairs of the server, in some minutes::
+
+    pytest -m slow tests/simulation/test_torture.py
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import Final
+
+import pytest
+
+from nbnet import acceptor
+from simulation.kernel import SimulationFailure
+from simulation.torture import FATAL, SURVIVED, VARIANTS, pairs, singles, torture
+
+PLAYED = [(world, scene) for world in ("server", "load") for scene in range(VARIANTS)]
+EVERY: Final = {"server": 1, "load": 6}
+SOME_PAIRS: Final = 6
+MANY_PAIRS: Final = {"server": None, "load": 2000}
+"""None is all of them: of the engine that would be tens of thousands."""
+
+
+@pytest.mark.parametrize(("world", "scene"), PLAYED)
+def test_any_call_may_fail(world: str, scene: int) -> None:
+    for script in list(singles(world, scene, all_errors=False))[:: EVERY[world]]:
+        torture(world, scene, script)
+
+
+@pytest.mark.parametrize(("world", "scene"), PLAYED)
+def test_any_two_calls_may_fail(world: str, scene: int) -> None:
+    for script in pairs(world, scene, sample=SOME_PAIRS):
+        torture(world, scene, script)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(("world", "scene"), PLAYED)
+def test_any_call_may_fail_with_any_error(world: str, scene: int) -> None:
+    for script in singles(world, scene):
+        torture(world, scene, script)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(("world", "scene"), PLAYED)
+def test_many_pairs_of_calls_may_fail(world: str, scene: int) -> None:
+    for script in pairs(world, scene, sample=MANY_PAIRS[world]):
+        torture(world, scene, script)
+
+
+@pytest.mark.parametrize("world", ["server", "load"])
+def test_each_kind_of_call_that_may_fail_is_made_in_some_scene(world: str) -> None:
+    made = {kind for scene in range(VARIANTS) for kind in +torture(world, scene, {})}
+    assert made - {"close", "unregister"} - set(FATAL[world]) == set(SURVIVED[world]) - {"accept"}
+
+
+def test_an_error_that_ends_a_server_that_should_go_on_is_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(acceptor, "_OUT_OF_RESOURCES", frozenset())
+    with pytest.raises(SimulationFailure, match="server scene 0, accept 2: EMFILE: "):
+        torture("server", 0, {("accept", 2): errno.EMFILE})
+
+
+def test_a_connection_that_is_left_open_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forget(self: acceptor.Acceptor, _socket: object, peer: str, error: Exception) -> None:
+        self.released(peer)
+        self._run_out(str(error))
+
+    monkeypatch.setattr(acceptor.Acceptor, "reject", forget)
+    with pytest.raises(SimulationFailure, match=r"register 3: ENOMEM: .* open"):
+        torture("server", 0, {("register", 3): errno.ENOMEM})
