@@ -177,6 +177,13 @@ def test_a_frame_alone_in_a_read_can_be_looked_up() -> None:
     assert not is_alone(b"00001c")  # the stream is broken
 
 
+@pytest.mark.parametrize("cut", [4101, 4100, 3])
+def test_a_shortest_payload_beyond_the_table_is_kept_to(cut: int) -> None:
+    decoder = FrameDecoder(min_payload=5000)
+    stream = encode_frame(bytes(5000)) + encode_frame(bytes(4999))
+    assert decode(decoder, [stream[:-cut], stream[-cut:]]) == ([bytes(5000)], 5005)
+
+
 @pytest.mark.parametrize("limits", [(-1, 5), (6, 5), (0, 100_000)])
 def test_limits_that_make_no_sense(limits: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="not within 0 to 99999"):
