@@ -11,6 +11,8 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
+from support.reference import Reading, behind_line_ends, read
+
 from fuzz.plan import Input, cuts, must_equal, parse
 from nbclient.errors import ConnectionLost, NbclientError, RemoteProtocolError
 from nbclient.exchange import Exchange, Ledger, Request
@@ -18,7 +20,6 @@ from nbclient.servers import Servers
 from nbclient.settings import Settings
 from nbclient.sync_connection import Connection
 from nbnet.framing import MAX_PAYLOAD
-from support.reference import Reading, behind_line_ends, read
 
 PEER: Final = "127.0.0.1:6789"
 SETTINGS: Final = Settings.read(PEER, timeout=None)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
+from support.reference import Reading, read
+
 from fuzz.plan import Differs, cuts, must_equal, parse
 from nbnet.framing import HEADER_SIZE, MAX_PAYLOAD, FrameDecoder, FrameError
-from support.reference import Reading, read
 
 LIMITS: Final = (
     (1, MAX_PAYLOAD),

@@ -12,12 +12,14 @@ by the tests, and ``python -m fuzz`` makes inputs of its own.
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 LONGEST = 400
 """Bytes of an input."""
@@ -84,8 +86,7 @@ def _child(target: str, place: str, *arguments: str) -> int:
 
 def child(target: str, arguments: list[str]) -> None:
     """Run libFuzzer in this process; does not return."""
-    import atheris  # type: ignore[import-not-found,unused-ignore]  # in no extra
-
+    atheris: Any = importlib.import_module("atheris")  # which is in no extra
     with atheris.instrument_imports(include=WATCHED):
         from fuzz.targets import TARGETS, quiet
     with quiet():

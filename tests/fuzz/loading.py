@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, cast
 
+from support.reference import behind_line_ends, read
+
 from fuzz.plan import Input, cuts, must_equal, parse
 from loadgen.connection import BAD_HEADER, EOF, UNEXPECTED_BYTES, Connection
 from loadgen.load import Load
@@ -21,7 +23,6 @@ from loadgen.tally import Counts
 from loadgen.traffic import Message, Pool
 from nbnet.framing import MAX_PAYLOAD, FrameDecoder, encode_frame
 from nbnet.pollers import Poller
-from support.reference import behind_line_ends, read
 
 PLAN: Final = Plan(connections=1, duration=1.0, reconnect=False)
 MOST: Final = 8

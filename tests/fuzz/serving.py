@@ -12,14 +12,15 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from support.pool import FakePool
+from support.reference import Reading, read
+
 from fuzz.plan import Differs, Input, cuts, must_equal, parse
 from nbnet.connection import Connection
 from nbnet.counters import Counters
 from nbnet.framing import encode_frame
 from nbnet.limits import Limits
 from nbnet.states import MOVABLE, READS, State
-from support.pool import FakePool
-from support.reference import Reading, read
 
 LIMITS: Final = (
     Limits(),

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from support import reference
+
+import nbclient.sync_connection
 from fuzz.__main__ import main
 from fuzz.mutator import block
 from fuzz.running import Found, fuzz, run_block
 from fuzz.targets import TARGETS, corpus, quiet
-from support import reference
-
-import nbclient.sync_connection
 from loadgen.connection import Connection as LoadConnection
 from loadgen.load import Load
 from nbclient.exchange import Exchange, Ledger, Request
@@ -150,7 +149,7 @@ def _replies_as_they_are_done(patch: pytest.MonkeyPatch) -> None:
 
 
 def _replies_too_many_let_through(patch: pytest.MonkeyPatch) -> None:
-    def find_fault(self: Ledger, data: bytes, unasked: bool) -> None:
+    def find_fault(self: Ledger, data: bytes, _unasked: bool) -> None:
         if self._decoder.error:
             find(self, data, False)
 

@@ -200,7 +200,7 @@ def test_errors_can_be_pickled() -> None:
 
 
 class Stream(RuleBasedStateMachine):
-    """What comes is cut anyhow, taken as it is or looked up: at each byte all is as it should be."""
+    """What comes is cut anyhow, fed or looked up: after each piece all is as it should be."""
 
     SMALLEST, LARGEST = 1, 30
 

@@ -5,7 +5,7 @@
 Starts ``nbnet serve --workers 2``; asks it by threads on ``Client`` and tasks on
 ``AsyncClient``, some of whom give up early; loads it with ``loadgen``, pipelined, and with
 ``loadgen chaos``, whose hostile clients come besides; and reloads it with SIGHUP in the
-middle of that, in every fourth round. Every reply is compared. At the end of each round
+middle of that, in every sixth round. Every reply is compared. At the end of each round
 all rest, and descriptors and objects of every process are counted: they have to be what
 they were. A line is printed for each round, the sum in the end; exit code 1 if anything
 is wrong. ``--break`` breaks something on purpose, to see whether that is noticed.
@@ -14,6 +14,7 @@ is wrong. ``--break`` breaks something on purpose, to see whether that is notice
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from dataclasses import fields
 
@@ -44,20 +45,31 @@ def main(arguments: list[str] | None = None) -> int:
         ("reload-every", int, "rounds from reload to reload; 0: never"),
         ("sample-every", parse_duration, "how often to look at memory"),
         ("max-objects", int, "how many more a process may hold in the end"),
-        ("max-slope", float, "MB/h by which memory may grow"),
+        ("max-slope", float, "MB/h by which memory may grow, where two minutes were looked at"),
+        ("settle", parse_duration, "how long ended connections may take to be gone"),
     ):
         parser.add_argument(
             f"--{name}", type=kind, default=defaults[name.replace("-", "_")], help=text
         )
     parser.add_argument("--break", dest="broken", action="append", choices=FAULTS, default=[])
+    parser.add_argument(
+        "--server", type=shlex.split, default="", help="further options of nbnet serve, in one text"
+    )
     given = vars(parser.parse_args(arguments))
     broken = set(given.pop("broken"))
     options = Options(
-        **given,
+        **(given | {"server": tuple(given["server"])}),
         server_faults=",".join(sorted(broken - {"client"})),
         client_leak="client" in broken,
     )
-    return report(Soak(options, tell).run(), options)
+    soak = Soak(options, tell)
+    try:
+        soak.run()
+    except KeyboardInterrupt:
+        soak.judge()
+        report(soak.result, options)
+        return 130
+    return report(soak.result, options)
 
 
 def tell(result: Result) -> None:
@@ -96,8 +108,8 @@ def report(result: Result, options: Options) -> int:
     print(
         f"abuses       {result.abuses:,} answered as the protocol says, {result.wrong_abuses} not"
     )
-    for kind, rate in result.slopes(options.round).items():
-        print(f"memory       {kind}: {rate}")
+    for kind, rates in result.slopes().items():
+        print(f"memory       {kind}: {rates[0]}")
     for kind, by_pid in result.holdings.items():
         for pid, holding in by_pid.items():
             objects, blocks = holding.grown

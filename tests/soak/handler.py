@@ -8,11 +8,12 @@ each once in some hundred requests.
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import os
 import sys
-from collections import Counter
-from typing import Final
+from collections import Counter, deque
+from typing import Any, Final
 
 PROBE: Final = b"\0soak: what do you hold?"
 """The request that is answered with what ``held`` gives, as JSON."""
@@ -20,8 +21,8 @@ EVERY: Final = 200
 """One in so many requests goes wrong, if any."""
 _faults = frozenset(filter(None, os.environ.get("SOAK_FAULTS", "").split(",")))
 _left: list[object] = []
-_count = 0
-_before = b""
+_requests: deque[bytes] = deque([b""], maxlen=2)
+_count = itertools.count(1)
 
 
 def handle(payload: bytes) -> bytes:
@@ -31,7 +32,7 @@ def handle(payload: bytes) -> bytes:
     return _faulty(payload) if _faults else payload[::-1]
 
 
-def held() -> dict[str, object]:
+def held() -> dict[str, Any]:
     """What this process has: objects that the collector knows, by kind, and blocks of memory.
 
     >>> sorted(held())
@@ -49,10 +50,8 @@ def held() -> dict[str, object]:
 
 
 def _faulty(payload: bytes) -> bytes:
-    global _count, _before
-    _count += 1
-    before, _before = _before, payload
-    if _count % EVERY == 0:
+    _requests.append(payload)
+    if next(_count) % EVERY == 0:
         if "objects" in _faults:
             _left.extend([payload] for _ in range(EVERY))
         if "memory" in _faults:
@@ -60,5 +59,5 @@ def _faulty(payload: bytes) -> bytes:
         if "files" in _faults:
             _left.append(os.open(os.devnull, os.O_RDONLY))
         if "wrong" in _faults:
-            return before[::-1]
+            return _requests[0][::-1]
     return payload[::-1]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-import os
 import resource
 import statistics
 from collections.abc import Sequence
@@ -32,9 +32,9 @@ def descriptors(pid: int) -> tuple[int, int]:
         OSError: the process is gone.
     """
     sockets = others = 0
-    for entry in os.scandir(f"/proc/{pid}/fd"):
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
         try:
-            target = os.readlink(entry.path)
+            target = str(entry.readlink())
         except FileNotFoundError:  # closed meanwhile, or that of this directory
             continue
         if target.startswith("socket:"):
@@ -42,11 +42,6 @@ def descriptors(pid: int) -> tuple[int, int]:
         elif target != f"/proc/{pid}/fd":
             others += 1
     return sockets, others
-
-
-def children(pid: int) -> list[int]:
-    """Its child processes."""
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def at_most(replies: int) -> float:
@@ -64,19 +59,26 @@ def at_most(replies: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Slope:
-    """How fast something grows, an hour, with its 95 % confidence interval."""
+    """How fast something grows, an hour, with its 95 % confidence interval.
+
+    ``seconds`` is the time that the samples span, of all series together.
+    """
 
     value: float
     low: float
     high: float
+    seconds: float
 
     def __str__(self) -> str:
         if math.isinf(self.high):
             return "too few samples"
-        return f"{self.value:+.2f} MB/h ({self.low:+.2f} to {self.high:+.2f})"
+        return (
+            f"{self.value:+.2f} MB/h ({self.low:+.2f} to {self.high:+.2f}) "
+            f"over {self.seconds:.0f} s"
+        )
 
 
-UNKNOWN: Final = Slope(0.0, -math.inf, math.inf)
+UNKNOWN: Final = Slope(0.0, -math.inf, math.inf, 0.0)
 
 
 def slope(series: Sequence[Sequence[tuple[float, float]]]) -> Slope:
@@ -84,15 +86,18 @@ def slope(series: Sequence[Sequence[tuple[float, float]]]) -> Slope:
 
     Least squares. What is left over is correlated from one sample to the next, as memory
     stays where it went: so the samples count as fewer, (1 - r) / (1 + r) of them where r
-    is that correlation, both for the variance and for Student's t.
+    is that correlation (Santer et al., Journal of Geophysical Research 105, 2000).
 
     Args:
         series: for each process, seconds and values.
 
     >>> print(slope([[(t, 5 + t / 3600 + 0.01 * (t % 3)) for t in range(60)]]))
-    +1.00 MB/h (+0.59 to +1.41)
+    +1.08 MB/h (+0.63 to +1.53) over 59 s
     """
-    xs, ys, rests, pairs = [], [], [], []
+    xs: list[list[float]] = []
+    ys: list[list[float]] = []
+    rests: list[float] = []
+    pairs: list[tuple[float, float]] = []
     for one in series:
         if len(one) > 2:
             middle = statistics.fmean(x for x, _ in one), statistics.fmean(y for _, y in one)
@@ -106,23 +111,23 @@ def slope(series: Sequence[Sequence[tuple[float, float]]]) -> Slope:
     for a, b in zip(xs, ys, strict=True):
         rest = [y - rate * x for x, y in zip(a, b, strict=True)]
         rests += rest
-        pairs += list(zip(rest, rest[1:], strict=False))
+        pairs += itertools.pairwise(rest)
     squares = sum(rest * rest for rest in rests)
     count = len(rests)
     correlation = max(0.0, sum(a * b for a, b in pairs) / squares) if squares else 0.0
     freedom = count * (1 - correlation) / (1 + correlation) - len(xs) - 1
     if freedom < 2:
         return UNKNOWN
-    variance = squares / freedom / (spread * (1 - correlation) / (1 + correlation))
-    error = student(freedom) * math.sqrt(variance)
-    return Slope(3600 * rate, 3600 * (rate - error), 3600 * (rate + error))
+    error = student(freedom) * math.sqrt(squares / freedom / spread)
+    seconds = sum(each[-1] - each[0] for each in xs)
+    return Slope(3600 * rate, 3600 * (rate - error), 3600 * (rate + error), seconds)
 
 
 def student(freedom: float) -> float:
     """Student's t for a two-sided interval of 95 %: Cornish and Fisher's expansion.
 
     >>> [round(student(n), 2) for n in (3, 5, 10, 100)]
-    [3.14, 2.57, 2.23, 1.98]
+    [3.16, 2.57, 2.23, 1.98]
     """
     z = statistics.NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
     terms = (

@@ -23,16 +23,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Final
 
-from soak.handler import PROBE
-from soak.measures import UNKNOWN, Slope, children, descriptors, resident, slope
 from support.serving import Serving, command, started
 
 from nbnet.framing import encode_frame
+from soak.handler import PROBE
+from soak.measures import Slope, descriptors, resident, slope
 
 PATIENCE: Final = 120.0
 """Seconds after which something hangs."""
-SETTLE: Final = 15.0
-"""Seconds in which connections that have ended have to be gone: lingering takes five."""
+JUDGED: Final = 120.0
+"""Seconds of samples from which on a slope says something."""
 PROBES: Final = 300
 """Connections that it may take to reach each worker."""
 _TESTS: Final = str(Path(__file__).parents[1])
@@ -54,6 +54,8 @@ class Options:
         sample_every: between two looks at memory.
         max_objects: how many more objects a process may hold at the end.
         max_slope: MB/h by which memory may grow, as far as that is certain.
+        settle: in which connections that have ended have to be gone: lingering takes five.
+        server: further options of ``nbnet serve``.
         server_faults, client_leak: what is broken on purpose.
     """
 
@@ -65,10 +67,12 @@ class Options:
     rate: float = 400.0
     load_rate: float = 400.0
     abusers: int = 2
-    reload_every: int = 4
+    reload_every: int = 6
     sample_every: float = 1.0
     max_objects: int = 600
     max_slope: float = 5.0
+    settle: float = 15.0
+    server: tuple[str, ...] = ()
     server_faults: str = ""
     client_leak: bool = False
 
@@ -113,8 +117,9 @@ class Result:
         problems: what else is wrong, in words.
         memory: samples by what the process does and its number.
         holdings: the same of what it held.
-        sockets, others: descriptors of all processes of the server at the first rest and now,
-            less the connections of clients.
+        server_descriptors: of all its processes at each rest, sockets and others, less
+            the connections of the clients; the first before any came.
+        client_descriptors: connections of the clients at each rest, and what is no socket.
     """
 
     seconds: float = 0.0
@@ -136,16 +141,21 @@ class Result:
     server_descriptors: list[tuple[int, int]] = field(default_factory=list)
     client_descriptors: list[tuple[int, int]] = field(default_factory=list)
 
-    def slopes(self, warm_up: float) -> dict[str, Slope]:
-        """How memory grows, by what a process does; its first seconds left out."""
-        return {
-            kind: slope([_later(samples, warm_up) for samples in by_pid.values()])
-            for kind, by_pid in self.memory.items()
-        }
+    def slopes(self) -> dict[str, list[Slope]]:
+        """How memory grows, by what processes do: of all together, then of each.
+
+        The first fifth of each one's time is left out: it is still growing into its work.
+        """
+        found = {}
+        for kind, by_pid in self.memory.items():
+            series = [_grown_up(samples) for samples in by_pid.values()]
+            found[kind] = [slope(series), *(slope([one]) for one in series)]
+        return found
 
 
-def _later(samples: list[tuple[float, float]], seconds: float) -> list[tuple[float, float]]:
-    return [sample for sample in samples if sample[0] >= samples[0][0] + seconds]
+def _grown_up(samples: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    begin, end = samples[0][0], samples[-1][0]
+    return [sample for sample in samples if sample[0] >= begin + (end - begin) / 5]
 
 
 class Lines:
@@ -187,6 +197,9 @@ class Soak:
         self.result = Result()
         self._started = time.monotonic()
         self._reloaded = threading.Event()
+        self._clients = 0  # the process
+        self._before = dict.fromkeys(("verified", "wrong"), 0)  # of the clients, a round ago
+        self._examples: list[str] = []
 
     def run(self) -> Result:
         """Soak; afterwards no process is left."""
@@ -194,7 +207,7 @@ class Soak:
         with self._serving() as server, self._asking(server) as (words, reports):
             log = threading.Thread(target=self._read_log, args=(server,), daemon=True)
             log.start()
-            self._check_rest(server, {"connections": 0, "others": 0}, first=True)
+            self._check_rest(server, 0)
             end = self._started + options.duration
             while result.rounds < 2 or time.monotonic() + options.round / 2 < end:
                 words.write("go\n")
@@ -215,13 +228,13 @@ class Soak:
                 result.seconds = time.monotonic() - self._started
                 self._tell(result)
             words.close()
-            self._wait_for_none_connected(server)
+            self._check_rest(server, 0)
             server.process.send_signal(signal.SIGTERM)
             code = server.process.wait(PATIENCE)
             log.join(PATIENCE)
             if code:
                 result.problems.append(f"the server ended with {code}")
-        self._judge()
+        self.judge()
         return result
 
     # Processes ------------------------------------------------------------------
@@ -232,7 +245,13 @@ class Soak:
             "SOAK_FAULTS": options.server_faults,
             "PYTHONPATH": os.pathsep.join(filter(None, (_TESTS, os.environ.get("PYTHONPATH")))),
         }
-        arguments = ("--workers", str(options.workers), "--handler", "soak.handler:handle")
+        arguments: tuple[str, ...] = (
+            "--workers",
+            str(options.workers),
+            "--handler",
+            "soak.handler:handle",
+        )
+        arguments += options.server
         return started(command("serve", "--port", "0", *arguments), env=environment)
 
     @contextlib.contextmanager
@@ -300,7 +319,13 @@ class Soak:
 
     def _start_loads(self, server: Serving) -> list[subprocess.Popen[bytes]]:
         options, target = self._options, str(server.address)
-        common = ("--target", target, "--payload-unique", "--rate", f"{options.load_rate:g}")
+        common: tuple[str, ...] = (
+            "--target",
+            target,
+            "--payload-unique",
+            "--rate",
+            f"{options.load_rate:g}",
+        )
         common = (*common, "--conns", "20", "--timeout", "30s", "--grace", "10s", "--json", "-")
         seconds = max(1.0, options.round - 2)
         seed = str(self.result.rounds)
@@ -365,8 +390,7 @@ class Soak:
 
     def _count(self, report: dict[str, Any], server: Serving) -> None:
         result = self.result
-        before = getattr(self, "_before", {"verified": 0, "wrong": 0, "given_up": 0})
-        self._before = {name: report[name] for name in before}
+        before, self._before = self._before, {name: report[name] for name in self._before}
         result.verified += report["verified"] - before["verified"]
         result.wrong += report["wrong"] - before["wrong"]
         result.given_up = report["given_up"]
@@ -375,20 +399,19 @@ class Soak:
         self._examples = report["examples"]
         result.holdings["clients"][self._clients].add(report)
         result.client_descriptors.append((report["connections"], report["others"]))
-        self._check_rest(server, report)
+        self._check_rest(server, report["connections"])
         for worker in self._probe(server).values():
             result.holdings["workers"][worker["pid"]].add(worker)
 
-    def _check_rest(self, server: Serving, report: dict[str, Any], *, first: bool = False) -> None:
-        """The server's descriptors are those of the start and those of the clients."""
-        result = self.result
-        deadline = time.monotonic() + SETTLE
-        while True:
-            now = self._server_descriptors(server, report["connections"])
-            if first or now == result.server_descriptors[0] or time.monotonic() > deadline:
-                break
+    def _check_rest(self, server: Serving, connections: int) -> None:
+        """The server's descriptors are those of the last rest and those of the clients."""
+        seen = self.result.server_descriptors
+        deadline = time.monotonic() + self._options.settle
+        now = self._server_descriptors(server, connections)
+        while seen and now != seen[-1] and time.monotonic() < deadline:
             time.sleep(0.02)
-        result.server_descriptors.append(now)
+            now = self._server_descriptors(server, connections)
+        seen.append(now)
 
     def _server_descriptors(self, server: Serving, connections: int) -> tuple[int, int]:
         sockets = others = 0
@@ -398,9 +421,6 @@ class Soak:
                 sockets += some[0]
                 others += some[1]
         return sockets - connections, others
-
-    def _wait_for_none_connected(self, server: Serving) -> None:
-        self._check_rest(server, {"connections": 0})
 
     def _probe(self, server: Serving) -> dict[int, dict[str, Any]]:
         """What each worker holds."""
@@ -418,7 +438,7 @@ class Soak:
 
     # The verdict ----------------------------------------------------------------
 
-    def _judge(self) -> None:
+    def judge(self) -> None:
         """What of all that was measured is wrong."""
         result, options = self.result, self._options
         problems = result.problems
@@ -426,7 +446,7 @@ class Soak:
             problems.append(f"{result.wrong:,} wrong replies")
         problems.extend(f"{count:,} failed, {kind}" for kind, count in result.failed.items())
         if result.wrong or result.failed:
-            problems.extend(getattr(self, "_examples", []))
+            problems.extend(self._examples)
         if result.wrong_abuses:
             problems.append(f"{result.wrong_abuses:,} hostile clients were answered wrongly")
         first, last = result.server_descriptors[0], result.server_descriptors[-1]
@@ -442,9 +462,9 @@ class Soak:
                         f"{kind} ({pid}) hold {objects:+,} objects, {blocks:+,} blocks: "
                         f"{holding.growing()}"
                     )
-        for kind, rate in result.slopes(options.round).items():
-            if rate is not UNKNOWN and rate.low > options.max_slope:
-                problems.append(f"the memory of {kind} grows: {rate}")
+        for kind, rates in result.slopes().items():
+            grow = [r for r in rates if r.seconds >= JUDGED and r.low > options.max_slope]
+            problems.extend(f"the memory of {kind} grows: {rate}" for rate in grow[:1])
 
     def _judge_clients_descriptors(self) -> None:
         result, options = self.result, self._options
