@@ -491,12 +491,11 @@ class Load:
             if len(connection.parts) > left:
                 connection.take_apart()
             left -= self.record(connection, now)
-        if replies > asked:
+        # With every reply here, what follows would be taken for the next one's beginning.
+        if replies >= asked and (replies > asked or decoder.held not in (b"", b"\r")):
             self._reject(connection, UNEXPECTED_BYTES, b"", data)
-            return
-        if decoder.error is not None:
-            fault = BAD_HEADER if connection.in_flight else UNEXPECTED_BYTES
-            self._reject(connection, fault, b"", data)
+        elif decoder.error is not None:
+            self._reject(connection, BAD_HEADER, b"", data)
         elif payloads:
             self.release(connection, len(payloads), now)
 

@@ -137,12 +137,13 @@ class _Lengths(dict[bytes, int]):
     def __init__(self, min_payload: int, max_payload: int) -> None:
         stop = min(max_payload + 1, TABLE_SIZE)
         super().__init__({HEADERS[size]: size for size in range(min_payload, stop)})
+        self._min = max(min_payload, TABLE_SIZE)
         self._max = max_payload
 
     def __missing__(self, header: bytes) -> int:
         if len(header) == HEADER_SIZE and header.isdigit():
             length = int(header)
-            if TABLE_SIZE <= length <= self._max:
+            if self._min <= length <= self._max:
                 return length
         raise KeyError(header)
 

@@ -476,13 +476,20 @@ def test_where_any_reply_will_do_it_has_to_be_well_formed(reply: bytes) -> None:
 
 @pytest.mark.parametrize(
     ("said", "kind"),
-    [(b"x", BAD_HEADER), (b"00001a00001b", UNEXPECTED_BYTES), (b"00001ax", UNEXPECTED_BYTES)],
+    [
+        (b"x", BAD_HEADER),
+        (b"00001a00001b", UNEXPECTED_BYTES),
+        (b"00001ax", UNEXPECTED_BYTES),
+        (b"00001a0", UNEXPECTED_BYTES),
+        (b"00001a\r\n\r\n00", UNEXPECTED_BYTES),
+    ],
 )
 def test_what_is_no_reply_is_found_where_any_will_do(said: bytes, kind: str) -> None:
     world = World(server=only_at(3, lambda socket: socket.say(said)))
     counts = run(world, messages=messages([b"abc"], "none")).counts
     assert counts.errors == {kind: 1}
     assert counts.lost == 1
+    assert counts.verified == 2 + said.startswith(b"00001a")
 
 
 def test_a_reply_to_a_request_that_is_still_being_sent_is_unexpected() -> None:

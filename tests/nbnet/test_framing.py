@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import pickle
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from support.lives import live, lives
+from support.reference import read
 
 from nbnet.framing import MAX_PAYLOAD, FrameDecoder, FrameError, encode_frame, encode_frames
 
@@ -21,30 +25,6 @@ STREAMS = st.lists(
     ),
     max_size=12,
 ).map(b"".join)
-
-
-def reference(stream: bytes, smallest: int, largest: int) -> tuple[list[bytes], int | None]:
-    """The protocol, one byte after the other: payloads, and where the stream broke."""
-    payloads: list[bytes] = []
-    at = 0
-    while True:
-        while stream[at : at + 2] == b"\r\n":
-            at += 2
-        if stream[at : at + 1] == b"\r":
-            return payloads, at + 1 if len(stream) > at + 1 else None
-        for digit in range(5):
-            byte = stream[at + digit : at + digit + 1]
-            if not byte:
-                return payloads, None
-            if byte not in [b"%d" % value for value in range(10)]:
-                return payloads, at + digit
-        length = int(stream[at : at + 5])
-        if not smallest <= length <= largest:
-            return payloads, at
-        if len(stream) < at + 5 + length:
-            return payloads, None
-        payloads.append(stream[at + 5 : at + 5 + length])
-        at += 5 + length
 
 
 def decode(decoder: FrameDecoder, pieces: list[bytes]) -> tuple[list[bytes], int | None]:
@@ -67,7 +47,8 @@ def test_the_answer_does_not_depend_on_the_cuts(
     stream: bytes, places: list[int], limits: tuple[int, int]
 ) -> None:
     smallest, largest = limits
-    expected = reference(stream, smallest, largest)
+    reading = read(stream, smallest, largest)
+    expected = reading.payloads, reading.fault.offset if reading.fault else None
     for pieces in ([stream], [stream[i : i + 1] for i in range(len(stream))], cut(stream, places)):
         decoder = FrameDecoder(min_payload=smallest, max_payload=largest)
         assert decode(decoder, pieces) == expected
@@ -177,6 +158,13 @@ def test_a_frame_alone_in_a_read_can_be_looked_up() -> None:
     assert not is_alone(b"00001c")  # the stream is broken
 
 
+@pytest.mark.parametrize("cut", [4101, 4100, 3])
+def test_a_shortest_payload_beyond_the_table_is_kept_to(cut: int) -> None:
+    decoder = FrameDecoder(min_payload=5000)
+    stream = encode_frame(bytes(5000)) + encode_frame(bytes(4999))
+    assert decode(decoder, [stream[:-cut], stream[-cut:]]) == ([bytes(5000)], 5005)
+
+
 @pytest.mark.parametrize("limits", [(-1, 5), (6, 5), (0, 100_000)])
 def test_limits_that_make_no_sense(limits: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="not within 0 to 99999"):
@@ -209,3 +197,86 @@ def test_bytes_of_a_class_of_their_own_are_bytes() -> None:
 def test_errors_can_be_pickled() -> None:
     error = pickle.loads(pickle.dumps(FrameError("reason", 7)))
     assert (error.reason, error.offset) == ("reason", 7)
+
+
+class Stream(RuleBasedStateMachine):
+    """What comes is cut anyhow, fed or looked up: after each piece all is as it should be."""
+
+    SMALLEST, LARGEST = 1, 30
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decoder = FrameDecoder(min_payload=self.SMALLEST, max_payload=self.LARGEST)
+        self.coming = b""
+        self.came = b""
+        self.looked_up = 0  # bytes that were never fed
+        self.payloads: list[bytes] = []
+        self.ended = False
+
+    @rule(payloads=st.lists(st.binary(min_size=1, max_size=LARGEST), max_size=3))
+    def send_frames(self, payloads: list[bytes]) -> None:
+        self.coming += encode_frames(payloads)
+
+    @rule(payload=st.binary(min_size=1, max_size=4), count=st.integers(2, 5))
+    def send_equal_frames(self, payload: bytes, count: int) -> None:
+        self.coming += encode_frame(payload) * count
+
+    @rule(data=st.sampled_from([b"\r\n", b"\r\n\r\n", b"\r"]))
+    def send_line_ends(self, data: bytes) -> None:
+        self.coming += data
+
+    @rule(
+        data=st.sampled_from([b"00000", b"00031", b"0", b"00001", b"+", b"\n"])
+        | st.binary(max_size=3)
+    )
+    def send_junk(self, data: bytes) -> None:
+        self.coming += data
+
+    @precondition(lambda self: self.coming and not self.ended)
+    @rule(size=st.integers(1, 40) | st.just(1) | st.just(1000))
+    def receive(self, size: int) -> None:
+        piece, self.coming = self.coming[:size], self.coming[size:]
+        if self.decoder.error is not None:
+            with pytest.raises(FrameError):
+                self.decoder.feed(piece)
+            return
+        self.came += piece
+        with contextlib.suppress(IndexError):
+            if self.decoder.alone[len(piece) - 5] == piece[:5]:
+                self.payloads.append(piece[5:])
+                self.looked_up += len(piece)
+                return
+        self.payloads += self.decoder.feed(piece)
+
+    @precondition(lambda self: not self.ended)
+    @rule()
+    def end(self) -> None:
+        whole = not self.decoder.unfinished
+        with contextlib.nullcontext() if whole else pytest.raises(FrameError):
+            self.decoder.finish()
+        self.ended = True
+
+    @invariant()
+    def all_that_came_is_known(self) -> None:
+        reading = read(self.came, self.SMALLEST, self.LARGEST)
+        assert self.payloads == reading.payloads
+        error = self.decoder.error
+        if reading.fault is not None:
+            assert error is not None
+            assert error.offset + self.looked_up == reading.fault.offset
+        elif not self.ended:
+            assert error is None
+        assert self.decoder.offset + self.looked_up == reading.rest
+        assert self.decoder.held == self.came[reading.rest :]
+
+    @invariant()
+    def a_frame_at_most_is_held(self) -> None:
+        if self.decoder.error is None:
+            assert self.decoder.unfinished < 5 + self.LARGEST
+        if self.decoder.unfinished:
+            assert not any(self.decoder.alone)
+
+
+@lives
+def test_whatever_comes(count: int) -> None:
+    live(Stream, count)
