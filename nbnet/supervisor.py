@@ -33,6 +33,7 @@ from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Final
 
+from nbnet import streams
 from nbnet.board import Board
 from nbnet.listeners import Bound
 from nbnet.machine import die_with_parent
@@ -392,8 +393,7 @@ class Supervisor:
         ours, theirs = Control.pair()
         row = self._rows.popleft() if is_worker else 0
         parent = os.getpid()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        self._flush()
         # A signal that comes before the child has handlers of its own is to meet
         # none of ours.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
@@ -440,8 +440,13 @@ class Supervisor:
                 log.critical("%s crashed", slot.name, exc_info=True)
                 return 1
             finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
+                self._flush()
+
+    @staticmethod
+    def _flush() -> None:
+        """Leave nothing in a buffer that a fork would double or that ends with a child."""
+        streams.flush(sys.stdout)
+        streams.flush(sys.stderr)
 
     def _forget(self, slot: Slot, ours: Control) -> None:
         """Let go, in a child, of what is not its own."""

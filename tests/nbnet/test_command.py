@@ -29,7 +29,11 @@ def running(name: str, error: BaseException) -> None:
     ("error", "code", "line"),
     [
         (CommandError("no such thing", 7), 7, "tool: no such thing\n"),
-        (OSError(28, "No space left on device"), 1, "tool: [Errno 28] No space left on device\n"),
+        (
+            OSError(28, "No space left on device"),
+            1,
+            "tool: cannot write standard output: No space left on device\n",
+        ),
         (KeyboardInterrupt(), 130, ""),
     ],
 )
