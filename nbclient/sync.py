@@ -575,5 +575,4 @@ def _forked() -> None:
         client._forget()  # noqa: SLF001  (a friend)
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
+os.register_at_fork(after_in_child=_forked)

@@ -530,8 +530,7 @@ def _forked() -> None:
         client._forget()  # noqa: SLF001  (a friend)
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
+os.register_at_fork(after_in_child=_forked)
 
 
 async def open_stream(address: Address, settings: Settings) -> trio.abc.Stream:

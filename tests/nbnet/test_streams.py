@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TextIO
 
 import pytest
+from support.forked import exit_code, in_child
 
 from nbnet import streams
 
@@ -95,3 +96,21 @@ def test_standard_error_is_guarded_if_it_is_the_one_of_the_process(
     monkeypatch.setattr(sys, "__stderr__", full)
     streams.guard_stderr()
     print("lost", file=sys.stderr)
+
+
+def test_standard_error_that_is_closed_goes_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a child: descriptor 2 is closed there."""
+
+    def closed() -> None:
+        os.close(2)
+        sys.stderr = None
+        streams.guard_stderr()
+        assert os.readlink("/proc/self/fd/2") == os.devnull  # noqa: PTH115
+        os.close(2)
+        os.close(0)  # which is what the next file gets
+        sys.stderr = None
+        streams.guard_stderr()
+        print("lost", file=sys.stderr, flush=True)
+
+    monkeypatch.setattr(sys, "stderr", sys.stderr)
+    assert exit_code(in_child(closed)) == 0
