@@ -44,6 +44,11 @@ SNAPSHOT_EVERY: Final = 250_000_000
 """Nanoseconds between snapshots."""
 LOOK_EVERY: Final = 20_000_000
 """Nanoseconds between looks at timeouts and at what is to be replaced."""
+STANDSTILL: Final = 200_000_000
+"""Nanoseconds by which a look is late from which on the process has stood still: then
+nobody's reply counts as late until those that came meanwhile are read, ..."""
+LONGEST_EXCUSE: Final = 1_000_000_000
+"""... for which there is as long as it stood still, but no longer than this."""
 LOOKS_A_TIMEOUT: Final = 4
 """How often each connection is looked at within the time that a reply may take ..."""
 MOST_SHARES: Final = 12
@@ -122,6 +127,7 @@ class Engine:
         self._elapsed = 0.0  # seconds measured, once that is over
         self._next_report = 0
         self.next_look = 0
+        self._excused_until = 0  # late replies, since the process stood still; 0 for not
         self._watched = 0  # up to when requests in flight are integrated
         looks = int(plan.timeout * 1e9) // (LOOKS_A_TIMEOUT * LOOK_EVERY)
         self._shares = max(1, min(looks, MOST_SHARES))
@@ -241,7 +247,12 @@ class Engine:
             # After a stall (a suspended machine, say) the missed ones are left out.
             self._next_report += SNAPSHOT_EVERY * ((now - self._next_report) // SNAPSHOT_EVERY + 1)
         if self.load.sending:
-            self.load.expire(now, self._shares)
+            late = now - self.next_look
+            if late > STANDSTILL and not self._excused_until:
+                self._excused_until = now + min(late, LONGEST_EXCUSE)
+            elif now >= self._excused_until:
+                self._excused_until = 0
+                self.load.expire(now, self._shares)
             self.load.replace(now)
             self.load.close_ended()
         self.next_look = min(now + LOOK_EVERY, self._next_report)
@@ -267,6 +278,10 @@ class Engine:
             if self.stopped and not asked_before:
                 break
             self._handle_events(left)
+        if load.in_flight and clock() - deadline > STANDSTILL:
+            # What came in time is not late because nobody has read it.
+            for _ in range(len(load.connections) // MAX_EVENTS + 1):
+                self._handle_events(0)
         recorder.fold_all()
         load.time_out()
         # A server that sent one reply too many shifted all that followed. As long

@@ -46,6 +46,9 @@ RETRY_AFTER: Final = 100_000_000
 server that is down is not to be flooded."""
 GOT_SHOWN: Final = 1024
 """Bytes of a wrong reply that are kept at most, from where it differs."""
+UNSENT_TOLD: Final = 10_000
+"""Of so many requests the lateness counts, evenly chosen, where the end found more
+that nobody had sent."""
 
 
 class Load:
@@ -149,8 +152,14 @@ class Load:
         counts = self._recorder.counts
         if self._schedule is not None:
             if self.arrival < end:
-                unsent = 1 + self._schedule.count(end - self.origin)
-                counts.unsent += min(unsent, self._left)
+                unsent = min(1 + self._schedule.count(end - self.origin), self._left)
+                counts.unsent += unsent
+                if any(not connection.ended for connection in self.free):
+                    # They have not waited for a connection, but for this loop: it stood still.
+                    longest, told = end - self.arrival, min(unsent, UNSENT_TOLD)
+                    self._recorder.lags.extend(
+                        longest * number // told for number in range(told, 0, -1)
+                    )
         elif self._plan.requests is not None:
             counts.unsent += self._left
         self.due = NEVER

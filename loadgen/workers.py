@@ -78,6 +78,9 @@ class Workers:
         while working:
             number, snapshot = self._snapshots.get()
             if snapshot is None:
+                if self._children[number].wait():
+                    # The others would go on, for nothing: what this one had counted is lost.
+                    raise WorkerError("an engine's process failed")
                 working.discard(number)
             else:
                 if snapshot.phase is Phase.READY:
@@ -88,8 +91,6 @@ class Workers:
                 if not connecting:
                     self._start(ready)
                     ready = []
-        if any(child.wait() for child in self._children):
-            raise WorkerError("an engine's process failed")
 
     def stop(self) -> None:
         """Have the engines stop sending and report; may be called from a signal handler."""

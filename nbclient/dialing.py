@@ -71,6 +71,8 @@ def open_stream(address: Address, timeout: float | None, settings: Settings) -> 
             ``ExceptionGroup`` of these is its cause where several addresses failed.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
+    if address.tls:
+        settings.check_tls_name(address)
     connected = _connect(address, deadline)
     if not address.tls:
         return PlainStream(connected) if _KERNEL_TIMEOUTS else TimedStream(connected)
@@ -78,12 +80,8 @@ def open_stream(address: Address, timeout: float | None, settings: Settings) -> 
     try:
         connected.settimeout(_left(deadline))
         secure = settings.context.wrap_socket(connected, server_hostname=settings.tls_name(address))
-    except BaseException as error:
+    except BaseException:
         connected.close()
-        if isinstance(error, ValueError) and not isinstance(error, OSError):  # no name of a host
-            raise OSError(
-                f"{settings.tls_name(address)!r} is in no certificate: {error}"
-            ) from error
         raise
     return SecureStream(secure)
 

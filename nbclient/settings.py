@@ -164,6 +164,23 @@ class Settings:
         """The name that the certificate of a server must have."""
         return self.server_name or address.host
 
+    def check_tls_name(self, address: Address) -> None:
+        """Notice before a connection is made that no certificate can have its name.
+
+        ``ssl`` and trio notice it too late, and leave the socket open.
+
+        Raises:
+            OSError: it is no name of a host.
+        """
+        import ssl
+
+        assert self.context is not None
+        name = self.tls_name(address)
+        try:
+            self.context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname=name)
+        except ValueError as error:
+            raise OSError(f"{name!r} is in no certificate: {error}") from error
+
     @property
     def names(self) -> str:
         """The servers, for a message."""

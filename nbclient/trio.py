@@ -530,7 +530,7 @@ def _forked() -> None:
         client._forget()  # noqa: SLF001  (a friend)
 
 
-if hasattr(os, "register_at_fork"):
+if hasattr(os, "register_at_fork"):  # pragma: no branch  (Windows has none)
     os.register_at_fork(after_in_child=_forked)
 
 
@@ -541,6 +541,8 @@ async def open_stream(address: Address, settings: Settings) -> trio.abc.Stream:
         OSError: no connection could be made, or TLS not agreed on.
     """
     stream: trio.SocketStream
+    if address.tls:
+        settings.check_tls_name(address)
     if address.path:
         stream = await trio.open_unix_socket(address.path)
     else:
@@ -567,10 +569,6 @@ async def open_stream(address: Address, settings: Settings) -> trio.abc.Stream:
         await trio.aclose_forcefully(stream)
         if isinstance(error, trio.BrokenResourceError):
             raise OSError(reasons_of(error.__cause__ or error)) from error
-        if isinstance(error, ValueError):  # no name of a host
-            raise OSError(
-                f"{settings.tls_name(address)!r} is in no certificate: {error}"
-            ) from error
         raise
     return secure
 

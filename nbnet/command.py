@@ -6,12 +6,13 @@ and an exit code; never a traceback.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 import typer
+
+from nbnet import streams
 
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
@@ -40,25 +41,43 @@ def make_app(**settings: Any) -> typer.Typer:
 
 def run(app: typer.Typer, name: str) -> None:
     """Run a command to its end: the console script."""
-    if sys.stderr is None:
-        # Closed by whoever started this: what is said there is not to end up in
-        # the next file that is opened.
-        descriptor = os.open(os.devnull, os.O_WRONLY)
-        if descriptor != 2:
-            os.dup2(descriptor, 2)
-        sys.stderr = os.fdopen(2, "w")
+    streams.guard_stderr()
+    code, message = _outcome(app, name)
+    # The interpreter would try this too, and exit with a code of its own if it fails.
+    unwritten = streams.flush(sys.stdout)
+    if unwritten is not None and not code:
+        code, message = _unwritable(unwritten)
+    if message:
+        print(f"{name}: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _outcome(app: typer.Typer, name: str) -> tuple[int, str]:
+    """Run a command; its exit code, and what is to be said at its end."""
     try:
         app(prog_name=name)
+    except SystemExit as ended:
+        code = ended.code
+        return (code or 0, "") if isinstance(code, int | None) else (EXIT_FAILED, str(code))
     except CommandError as error:
-        print(f"{name}: {error.message}", file=sys.stderr)
-        sys.exit(error.code)
+        return error.code, error.message
     except KeyboardInterrupt:
-        sys.exit(EXIT_INTERRUPTED)
-    except OSError as error:  # what each command expects, it deals with itself
-        # What is still buffered would fail again when the interpreter exits.
-        sys.stdout = None
-        print(f"{name}: {error}", file=sys.stderr)
-        sys.exit(EXIT_FAILED)
+        return EXIT_INTERRUPTED, ""
+    except OSError as error:
+        return _unwritable(error)
+    return 0, ""
+
+
+def _unwritable(error: OSError) -> tuple[int, str]:
+    """What a command ends with that could not write to standard output.
+
+    Other errors of the system each command expects, and deals with itself.
+    """
+    if isinstance(error, BrokenPipeError):  # the reader has enough, as head has
+        return EXIT_FAILED, ""
+    if error.filename is not None:
+        return EXIT_FAILED, str(error)
+    return EXIT_FAILED, f"cannot write standard output: {error.strerror or error}"
 
 
 def parsed(option: str, parse: Callable[[str], T], text: str) -> T:

@@ -234,15 +234,13 @@ class RateLimit(logging.Filter):
 # Who writes them -----------------------------------------------------------------
 
 
-class BackgroundHandler(logging.Handler):
-    """Hands lines to a thread that writes them, up to ``BACKLOG`` waiting.
+class _LineHandler(logging.Handler):
+    """What writes lines, and counts those that could not be written.
 
-    ``logging.handlers`` has a queue and a listener for it too, but that one's
-    end takes as long as the stream does, and fails when the queue is full.
-
-    The thread writes to the stream's descriptor and not to the stream: one that
-    hangs in a write would hold the lock of its buffer, and with it everyone who
-    prints or flushes, before a fork above all.
+    It writes to the stream's descriptor and not to the stream: a write that hangs
+    would hold the lock of its buffer, and with it everyone who prints or flushes,
+    before a fork above all; and one that fails would leave its line there, to fail
+    whoever flushes.
 
     Args:
         stream: where to write to; one without a descriptor is in memory.
@@ -252,80 +250,41 @@ class BackgroundHandler(logging.Handler):
     def __init__(self, stream: TextIO, formatter: logging.Formatter) -> None:
         super().__init__()
         self.setFormatter(formatter)
-        # Putting in it is safe in a signal handler and in a forked child,
-        # which cannot be said of a Queue with a bound of its own.
-        self._lines: SimpleQueue[str | None] = SimpleQueue()
-        self._dropped = 0
         self._abandoned = False
+        self._lost = 0
         self._stream = stream
         self._encoding = stream.encoding or "utf-8"
         try:
             self._fd = stream.fileno()
         except OSError:
             self._fd = -1
-        self._thread = threading.Thread(target=self._write_all, name="nbnet log", daemon=True)
-        self._thread.start()
 
-    def emit(self, record: logging.LogRecord) -> None:
-        """Have the record written, or drop it if too many wait."""
+    def line(self, record: logging.LogRecord) -> str | None:
+        """The record's line; None if none can be made. A log call never raises."""
         try:
-            line = f"{self.format(record)}\n"
-        # Tracebacks are made by code of the user's too. A log call never raises.
+            return f"{self.format(record)}\n"
+        # Tracebacks are made by code of the user's too. The usual thing would be to print
+        # one, which can block.
         except Exception:
-            self.handleError(record)
-            return
-        if self._lines.qsize() < BACKLOG:
-            self._lines.put(line)
-        else:
-            self._drop()
+            return None
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802
-        """Count a record that cannot be formatted as dropped.
-
-        The usual thing would be to print a traceback, which can block.
-        """
-        self._drop()
-
-    def stop(self) -> None:
-        """Write what waits, for ``FLUSH_TIMEOUT`` seconds at most, and end."""
-        self._lines.put(None)
-        self._thread.join(FLUSH_TIMEOUT)
-        self._abandoned = True
-
-    def _drop(self) -> None:
-        if not self._dropped:
-            self._lines.put(_DROPPED)
-        self._dropped += 1
-
-    def _take_dropped(self) -> int:
-        self.acquire()  # which whoever emits holds
+    def write_line(self, line: str) -> None:
+        """Write a line, after one about those that were lost before it."""
         try:
-            dropped, self._dropped = self._dropped, 0
-            return dropped
-        finally:
-            self.release()
+            self._write(self._say_lost() + line if self._lost else line)
+            self._lost = 0
+        # The reader is gone, the disk is full, the stream is closed: that may pass.
+        except (OSError, ValueError):
+            self._lost += line != _DROPPED
 
-    def _write_all(self) -> None:
-        """Write lines until told to stop; the thread."""
-        lost = 0
-        while (line := self._lines.get()) is not None and not self._abandoned:
-            if line == _DROPPED:
-                lost += self._take_dropped()
-            try:
-                self._write(self._say_lost(lost) + line if lost else line)
-                lost = 0
-            # The reader is gone, the disk is full, the stream is closed: that may pass.
-            except (OSError, ValueError):
-                lost += line != _DROPPED
-
-    def _say_lost(self, count: int) -> str:
+    def _say_lost(self) -> str:
         record = logging.makeLogRecord(
             {
                 "name": "nbnet",
                 "levelno": logging.WARNING,
                 "levelname": "WARNING",
                 "msg": "%s log records lost: they could not be written",
-                "args": (f"{count:,}",),
+                "args": (f"{self._lost:,}",),
             }
         )
         return f"{self.format(record)}\n"
@@ -349,6 +308,67 @@ class BackgroundHandler(logging.Handler):
                 ready = select.poll()
                 ready.register(self._fd, select.POLLOUT)
                 ready.poll()
+
+
+class DirectHandler(_LineHandler):
+    """Writes each line itself, however long that takes."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the record."""
+        line = self.line(record)
+        self._lost += line is None
+        self.write_line(line or _DROPPED)
+
+
+class BackgroundHandler(_LineHandler):
+    """Hands lines to a thread that writes them, up to ``BACKLOG`` waiting.
+
+    ``logging.handlers`` has a queue and a listener for it too, but that one's
+    end takes as long as the stream does, and fails when the queue is full.
+    """
+
+    def __init__(self, stream: TextIO, formatter: logging.Formatter) -> None:
+        super().__init__(stream, formatter)
+        # Putting in it is safe in a signal handler and in a forked child,
+        # which cannot be said of a Queue with a bound of its own.
+        self._lines: SimpleQueue[str | None] = SimpleQueue()
+        self._dropped = 0
+        self._thread = threading.Thread(target=self._write_all, name="nbnet log", daemon=True)
+        self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Have the record written, or drop it if too many wait."""
+        line = self.line(record)
+        if line is not None and self._lines.qsize() < BACKLOG:
+            self._lines.put(line)
+        else:
+            self._drop()
+
+    def stop(self) -> None:
+        """Write what waits, for ``FLUSH_TIMEOUT`` seconds at most, and end."""
+        self._lines.put(None)
+        self._thread.join(FLUSH_TIMEOUT)
+        self._abandoned = True
+
+    def _drop(self) -> None:
+        if not self._dropped:
+            self._lines.put(_DROPPED)
+        self._dropped += 1
+
+    def _take_dropped(self) -> int:
+        self.acquire()  # which whoever emits holds
+        try:
+            dropped, self._dropped = self._dropped, 0
+            return dropped
+        finally:
+            self.release()
+
+    def _write_all(self) -> None:
+        """Write lines until told to stop; the thread."""
+        while (line := self._lines.get()) is not None and not self._abandoned:
+            if line == _DROPPED:
+                self._lost += self._take_dropped()
+            self.write_line(line)
 
 
 @contextlib.contextmanager
@@ -388,12 +408,7 @@ def logging_to(
     if style not in FORMATTERS:
         raise ValueError(f"{style!r} is no style of logs: expected one of {', '.join(FORMATTERS)}")
     log = logging.getLogger(logger)
-    handler: BackgroundHandler | logging.StreamHandler[TextIO]
-    if threaded:
-        handler = BackgroundHandler(stream, FORMATTERS[style]())
-    else:
-        handler = logging.StreamHandler(stream)
-        handler.setFormatter(FORMATTERS[style]())
+    handler = (BackgroundHandler if threaded else DirectHandler)(stream, FORMATTERS[style]())
     # On the handler: a logger's filters do not see what comes from loggers below it.
     handler.addFilter(RateLimit())
     before = log.handlers[:], log.level, log.propagate

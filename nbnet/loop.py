@@ -136,6 +136,7 @@ class Loop(Channels):
         self._each_turn: Callable[[], bool] | None = None
         self._hurry = False  # whether that has more to do without an event
         self._turns = 0
+        self._unheard = 0  # turns for which the deadlines have waited
         self._mixed = False  # whether others had events too, in the last turn
         self._publish_at = math.inf
         self._stops_asked = 0
@@ -198,7 +199,7 @@ class Loop(Channels):
                 if self._each_turn is not None:
                     self._hurry = self._each_turn()
                     self._close_ended()
-                if self._now >= self._look_at:
+                if self._now >= self._look_at and self._has_heard_all(len(events)):
                     self._keep_deadlines()
                 if self._stops_asked or self._leaving:
                     self._drain()
@@ -451,6 +452,21 @@ class Loop(Channels):
         self._flush(channel)
 
     # Time and the end ------------------------------------------------------------
+
+    def _has_heard_all(self, events: int) -> bool:
+        """Whether nobody seems late only because nothing of his has been read yet.
+
+        After a stall (a process that was stopped, a handler that took its time) a wait
+        ends with its time and gives nothing, whatever has come meanwhile, and more may
+        wait than fits a batch: the poller is asked again before deadlines are kept.
+        """
+        most = len(self._channels) // MAX_EVENTS + 2
+        waits = events >= MAX_EVENTS or self._ready
+        if not self._unheard or (waits and self._unheard < most):
+            self._unheard += 1
+            return False
+        self._unheard = 0
+        return True
 
     def _keep_deadlines(self) -> None:
         now = self._now

@@ -31,8 +31,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from types import FrameType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
+from nbnet import streams
 from nbnet.board import Board
 from nbnet.listeners import Bound
 from nbnet.machine import die_with_parent
@@ -392,13 +393,12 @@ class Supervisor:
         ours, theirs = Control.pair()
         row = self._rows.popleft() if is_worker else 0
         parent = os.getpid()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        self._flush()
         # A signal that comes before the child has handlers of its own is to meet
         # none of ours.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
-            pid = os.fork()
+            pid = os.fork() or self._become(parent, before, slot, ours, theirs, link, expected, row)
         except OSError:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             ours.close()
@@ -406,22 +406,34 @@ class Supervisor:
             if row:
                 self._rows.append(row)
             raise
-        if not pid:
-            code = 1
-            try:
-                die_with_parent(parent)
-                self._forget(slot, ours)
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
-                code = self._run_child(slot, theirs, link, expected, row)
-            finally:
-                # Nothing of the parent's is to be unwound here.
-                os._exit(code)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         process = Process(pid, slot, ours, row, started=time.monotonic(), ready=not is_worker)
         self._processes[pid] = process
         self._selector.register(ours, selectors.EVENT_READ, partial(self._heard, process))
         return process
+
+    def _become(
+        self,
+        parent: int,
+        signals: set[signal.Signals] | set[int],
+        slot: Slot,
+        ours: Control,
+        theirs: Control,
+        link: socket.socket | None,
+        expected: int,
+        row: int,
+    ) -> NoReturn:
+        """Be the child of this number's process, with these signals blocked, and end."""
+        code = 1
+        try:
+            die_with_parent(parent)
+            self._forget(slot, ours)
+            signal.pthread_sigmask(signal.SIG_SETMASK, signals)
+            code = self._run_child(slot, theirs, link, expected, row)
+        finally:
+            # Nothing of the parent's is to be unwound here.
+            os._exit(code)
 
     def _run_child(
         self, slot: Slot, control: Control, link: socket.socket | None, expected: int, row: int
@@ -440,8 +452,13 @@ class Supervisor:
                 log.critical("%s crashed", slot.name, exc_info=True)
                 return 1
             finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
+                self._flush()
+
+    @staticmethod
+    def _flush() -> None:
+        """Leave nothing in a buffer that a fork would double or that ends with a child."""
+        streams.flush(sys.stdout)
+        streams.flush(sys.stderr)
 
     def _forget(self, slot: Slot, ours: Control) -> None:
         """Let go, in a child, of what is not its own."""
@@ -453,9 +470,8 @@ class Supervisor:
         ours.close()
         if self._link is not None:  # or its end would never be seen
             self._link.close()
-        for process in self._processes.values():
-            if process.control is not None:
-                process.control.close()
+        for control in filter(None, (each.control for each in self._processes.values())):
+            control.close()
         for bound in self._bounds:
             for listener in bound.sockets:
                 if listener not in slot.sockets:
@@ -504,8 +520,7 @@ class Supervisor:
                 os.kill(process.pid, signal.SIGKILL)
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(process.pid, 0)
-            if process.control is not None:
-                process.control.close()
+            self._hang_up(process)
         self._processes.clear()
         self._close_link()
         for bound in self._bounds:

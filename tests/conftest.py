@@ -19,6 +19,8 @@ from nbnet.notation import Target
 # nor is pytest, whose rewriting of the tests' assertions takes longer still.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+# It would hide what becomes of a buffer that cannot be written.
+os.environ.pop("PYTHONUNBUFFERED", None)
 
 # A shell has its background jobs ignore Ctrl-C, and their children inherit that; those
 # that are tested must not.

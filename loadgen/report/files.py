@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Final
 
 STDOUT: Final = "-"
+_NOT_REPLACED: Final = frozenset((errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.EXDEV))
+"""What the kernel says of a mounted file, and of a folder that may not be written: then a
+file is written in place. Not where the disk is full: that would cost what it held."""
 
 
 def write(path: str, pieces: Iterable[str]) -> None:
@@ -42,7 +45,9 @@ def write(path: str, pieces: Iterable[str]) -> None:
         text = "".join(pieces)
         try:
             _replace(target, [text], target.stat().st_mode)
-        except OSError:  # a mounted file, or a folder that may not be written
+        except OSError as error:
+            if error.errno not in _NOT_REPLACED:
+                raise
             _overwrite(target, [text])
 
 

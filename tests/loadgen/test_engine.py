@@ -9,12 +9,13 @@ from __future__ import annotations
 import errno
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from loadgen.connection import BAD_HEADER, UNEXPECTED_BYTES, WRONG_LENGTH, WRONG_PAYLOAD
+from loadgen.connection import BAD_HEADER, TIMEOUT, UNEXPECTED_BYTES, WRONG_LENGTH, WRONG_PAYLOAD
 from loadgen.engine import CONNECTING_AT_ONCE, READ_SIZE, SURPLUS_WAIT
 from loadgen.histogram import bucket_indices
 from loadgen.recording import FOLD_AT
@@ -688,3 +689,52 @@ def test_a_stall_of_the_machine_does_not_make_the_run_wait_for_ever() -> None:
     outcome = run(world, duration=1.0, grace=0.1)
     assert outcome.counts.timed_out == 1
     assert 1.0 <= outcome.elapsed <= 1.01
+
+
+# A process that stands still ------------------------------------------------------------
+
+
+def stands_still(world: World, *, at: int, for_: int) -> None:
+    """Stop the process in a wait: as the kernel does it, that gives nothing then."""
+    wait, poll = world.wait, world.poll
+
+    def stopped() -> bool:
+        nonlocal at
+        if world.now < at:
+            return False
+        at, world.now = 1 << 62, world.now + for_
+        return True
+
+    def stopped_wait(seconds: float) -> bool:
+        return not stopped() and wait(seconds)
+
+    def stopped_poll(timeout: float, maxevents: int, /) -> list[tuple[int, int]]:
+        return [] if timeout and stopped() else poll(timeout, maxevents)
+
+    world.wait, world.poll = stopped_wait, stopped_poll  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("options", [{}, {"pipeline": 2}, {"rate": 5000}])
+def test_replies_that_came_while_the_process_stood_still_are_not_late(
+    options: dict[str, Any],
+) -> None:
+    world = World()
+    stands_still(world, at=100 * MS, for_=900 * MS)
+    counts = run(world, connections=5, duration=2.0, timeout=0.5, **options).counts
+    assert counts.verified == counts.sent > 0
+    assert (counts.lost, counts.errors) == (0, {})
+
+
+def test_replies_that_never_come_are_late_however_often_the_process_stands_still() -> None:
+    world = World(server=silent)
+    world.oversleeps = 300 * MS
+    counts = run(world, connections=5, duration=4.0, timeout=0.5, pipeline=2).counts
+    assert (counts.lost, counts.errors) == (5, {TIMEOUT: 5})
+
+
+def test_replies_that_came_while_the_process_stood_still_at_the_end_are_not_late() -> None:
+    world = World(server=lambda socket, _: socket.say(EXPECTED, after=50 * MS))
+    stands_still(world, at=101 * MS, for_=900 * MS)
+    counts = run(world, connections=5, duration=0.1, grace=0.2).counts
+    assert counts.verified == counts.sent > 0
+    assert counts.timed_out == 0

@@ -130,6 +130,18 @@ def test_a_loader_that_wakes_up_late_has_a_lag() -> None:
     assert counts.service == {bucket(LATENCY): counts.verified}
 
 
+def test_what_a_loader_slept_through_until_the_end_is_its_lag() -> None:
+    """As of a process that is stopped: a connection was free all the time, and nobody sent."""
+    world = World()
+    world.at(500 * MS, lambda: setattr(world, "oversleeps", 1000 * MS))
+    counts = run(world, connections=5, duration=1.0, rate=100).counts
+    assert counts.sent + counts.unsent == 100
+    assert counts.unsent > 40
+    lag = Histogram(counts.lag)
+    assert lag.max == pytest.approx(counts.unsent * 10 * MS, rel=0.05)
+    assert lag.percentile(100 * (1 - counts.unsent / 200)) == pytest.approx(lag.max / 2, rel=0.1)
+
+
 def test_what_was_due_during_a_stall_is_sent_after_it_and_its_wait_is_told() -> None:
     """The server freezes from 100 to 200 ms; with 5 connections 5 requests get through to it."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from pathlib import Path
@@ -64,7 +65,7 @@ def test_a_file_in_a_folder_that_takes_no_new_ones_is_written_in_place(
     path.write_text("an older and much longer run than this one")
 
     def refuse(*_: object) -> None:
-        raise PermissionError
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     monkeypatch.setattr(Path, "replace", refuse)  # root may write everywhere
     write(str(path), iter(TEXT))

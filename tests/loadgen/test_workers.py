@@ -251,6 +251,18 @@ def test_an_engine_that_is_killed_is_an_error(
         iterate([job(address, duration=600)], kill)
 
 
+def test_an_engine_that_is_killed_ends_the_others_at_once(
+    address: Target, started: list[subprocess.Popen[bytes]]
+) -> None:
+    def kill(snapshot: Snapshot) -> None:
+        if snapshot.phase is Phase.MEASURING:
+            started[1].kill()
+
+    with pytest.raises(WorkerError, match="an engine's process failed"):
+        iterate([job(address, duration=600), job(address, duration=600)], kill)
+    assert [child.returncode for child in started] == [-signal.SIGKILL] * 2
+
+
 def test_an_engine_that_dies_before_it_reads_its_job_is_an_error(
     refusing: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:

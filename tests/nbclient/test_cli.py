@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import os
 import pty
@@ -22,6 +23,8 @@ import pytest
 import trustme
 from support.commands import run_here
 
+from nbclient.cli import _advice
+from nbclient.errors import ConnectError
 from nbclient.stdio import Lines
 from nbnet import Certificate, Server
 from nbnet.entry import nbclient
@@ -648,3 +651,40 @@ def test_a_standard_stream_that_is_closed_is_one_line(
     )
     assert done.returncode == 1
     assert done.stderr == f"nbclient: standard {name} is closed\n"
+
+
+@pytest.mark.parametrize(
+    ("reason", "advice"),
+    [
+        (os.strerror(errno.ECONNREFUSED), " (to start a server: nbnet serve)"),
+        ("[SSL: WRONG_VERSION_NUMBER] wrong version number", " (does the server speak TLS?)"),
+        ("No route to host", ""),
+    ],
+)
+def test_what_to_do_is_said_where_it_is_plain(reason: str, advice: str) -> None:
+    assert _advice(ConnectError("no", reasons={"127.0.0.1:1": reason})) == advice
+
+
+def test_standard_input_that_does_not_wait_is_waited_for() -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    with os.fdopen(reading, "rb") as source, os.fdopen(writing, "wb", buffering=0) as end:
+        lines = Lines(source)
+        helper = threading.Timer(0.05, end.write, args=(b"one\ntwo",))
+        helper.start()
+        assert lines.wait()
+        assert next(lines.at_hand()) == b"one"
+        helper.join()
+
+
+def test_where_only_sockets_can_be_looked_at_nothing_is_at_hand(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def only_sockets(*_: object) -> None:
+        raise OSError
+
+    reading, writing = os.pipe()
+    os.write(writing, b"one\n")
+    with os.fdopen(reading, "rb") as source, os.fdopen(writing, "wb"):
+        monkeypatch.setattr("select.select", only_sockets)
+        assert list(Lines(source).at_hand()) == []

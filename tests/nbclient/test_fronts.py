@@ -473,3 +473,19 @@ def test_the_fronts_have_the_same_names() -> None:
         }
 
     assert public(Client) == public(AsyncClient)
+
+
+@pytest.mark.parametrize("name", [".x", "a..b", "\udcff"])
+async def test_a_name_that_no_certificate_can_have_is_told_and_leaves_nothing_open(
+    connect: Open, address: Target, name: str
+) -> None:
+    """A socket left open would warn, and warnings are errors here."""
+    async with connect(f"tls://{address}", tls_server_name=name) as client:
+        with pytest.raises(ConnectError, match="is in no certificate"):
+            await client.request(b"abc")
+
+
+async def test_a_window_lets_something_through(connect: Open, address: Target) -> None:
+    async with connect(address) as client:
+        with pytest.raises(ValueError, match="a window of 0 requests lets none through"):
+            await collect(client.request_many([b"abc"], window=0))

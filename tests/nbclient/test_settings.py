@@ -34,6 +34,7 @@ from nbclient.settings import (
     Default,
     Settings,
     Targets,
+    _written,
     lost,
     read_timeout,
     reason_of,
@@ -374,3 +375,12 @@ def test_several_reasons_are_told_once_each() -> None:
     assert reasons_of(error) == "all failed"
     error.__cause__ = ExceptionGroup("all", [refused, OSError("no route"), refused])
     assert reasons_of(error) == "Connection refused, no route"
+
+
+def test_a_timeout_is_told_as_people_write_it() -> None:
+    assert [_written(seconds) for seconds in (30.0, 0.5, 0.005, 5e-6)] == [
+        "30 s",
+        "0.5 s",
+        "5 ms",
+        "5 us",
+    ]

@@ -15,6 +15,7 @@ import pytest
 
 from nbclient import Client, ConnectError, ConnectionLost, PoolTimeout, RequestTimeout
 from nbclient.dialing import TimedStream
+from nbclient.sync_connection import Connection
 from nbnet.notation import Target
 
 GOOD = [("expect", b"00003abc"), ("send", b"00003cba"), ("eof", b"")]
@@ -191,3 +192,58 @@ def test_a_socket_that_connected_to_itself_is_a_refusal(monkeypatch: pytest.Monk
     refused = pytest.raises(ConnectError, match="Connection refused")
     with Client(address, retries=0) as client, refused:
         client.request(b"abc")
+
+
+def test_a_connection_that_was_not_made_yet_is_nothing_to_close(address: Target) -> None:
+    client = Client(address)
+    [server] = client._servers.all
+    connecting = Connection(server, client._settings, client._idle[server])
+    client._open.add(connecting)
+    client._forget()  # as in a forked child
+    client._open.add(connecting)
+    with pytest.warns(ResourceWarning, match="unclosed"):
+        client.__del__()
+    client.close()
+    connecting.forget()
+
+
+def test_who_misses_a_connection_that_is_given_back_just_then_looks_again(
+    address: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class GivenBackLate(list[Connection]):
+        """Empty for who looks twice, and full for who looks again."""
+
+        looks = 0
+
+        def pop(self, _index: Any = -1, /) -> Connection:
+            self.looks += 1
+            if self.looks < 3:
+                raise IndexError
+            return super().pop()
+
+    with Client(address, max_connections=1, timeout=5.0) as client:
+        client.request(b"abc")
+        [server] = client._servers.all
+        client._idle[server] = client._only_idle = late = GivenBackLate(client._idle[server])
+        monkeypatch.setattr(client, "_evict", lambda: None)
+        assert client.request(b"abc") == b"cba"
+        assert late.looks == 3
+
+
+def test_a_connection_that_is_out_of_step_is_not_used_again(
+    address: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However it got there with a reply that is right."""
+    ask = Connection.ask
+    asked: list[Connection] = []
+
+    def ask_and_stumble(self: Connection, *args: Any) -> bytes:
+        asked.append(self)
+        reply = ask(self, *args)
+        self.in_step = False
+        return reply
+
+    monkeypatch.setattr(Connection, "ask", ask_and_stumble)
+    with Client(address) as client:
+        assert [client.request(b"abc") for _ in range(2)] == [b"cba"] * 2
+    assert asked[0] is not asked[1]

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock, memory_stream_pair
 
-from nbclient import AsyncClient, ClosedError, ConnectionLost, RequestTimeout
+from nbclient import AsyncClient, ClosedError, ConnectError, ConnectionLost, RequestTimeout
 from nbclient.exchange import Exchange, Request
 from nbnet.framing import FrameDecoder, encode_frame
 from nbnet.notation import Address, Target
@@ -366,3 +368,121 @@ def test_the_property_has_teeth(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BaseExceptionGroup) as caught:
         run(LATE)
     assert caught.group_contains(AssertionError)
+
+
+def test_elsewhere_than_under_trio_it_says_what_to_use() -> None:
+    client = AsyncClient()
+    with pytest.raises(RuntimeError, match="is for trio; under asyncio, use Client"):
+        client.request(b"abc").send(None)
+
+
+async def test_the_one_server_that_refuses_is_tried_as_often_as_was_asked(
+    refusing: Target,
+) -> None:
+    async with AsyncClient(refusing, retries=2, backoff=0.001) as client:
+        with pytest.raises(ConnectError):
+            await client.request(b"abc")
+
+
+async def test_a_socket_that_connected_to_itself_is_a_refusal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with trio.socket.socket() as connected:
+        await connected.bind(("127.0.0.1", 0))
+        await connected.connect(connected.getsockname())
+
+        async def open_tcp_stream(*_: object) -> trio.SocketStream:
+            await trio.lowlevel.checkpoint()
+            return trio.SocketStream(connected)
+
+        monkeypatch.setattr(trio, "open_tcp_stream", open_tcp_stream)
+        async with AsyncClient("127.0.0.1:1", retries=0) as client:
+            with pytest.raises(ConnectError, match="Connection refused"):
+                await client.request(b"abc")
+
+
+async def test_a_forked_child_lets_go_of_streams_of_any_kind() -> None:
+    ours, theirs = memory_stream_pair()
+    client = AsyncClient()
+    secure = trio.SSLStream(ours, ssl.create_default_context(), server_hostname="here")
+    opened = [SimpleNamespace(stream=each) for each in (ours, secure)]
+    client._open = opened  # type: ignore[assignment]
+    client._forget()
+    assert not client._open
+    await trio.aclose_forcefully(theirs)
+    await client.aclose()
+
+
+class Faulty(trio.abc.Stream):
+    """A stream of somebody's own, whose calls fail as told."""
+
+    def __init__(self, *, sending: BaseException | None, receiving: BaseException | None) -> None:
+        self.sending, self.receiving = sending, receiving
+        self.closed = False
+
+    async def send_all(self, data: object) -> None:
+        await trio.lowlevel.checkpoint()
+        if self.sending is not None:
+            raise self.sending
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        await trio.lowlevel.checkpoint()
+        assert self.receiving is not None
+        raise self.receiving
+
+    async def aclose(self) -> None:
+        self.closed = True
+        await trio.lowlevel.checkpoint()
+
+
+@pytest.mark.parametrize("where", ["sending", "receiving"])
+async def test_what_a_stream_of_ones_own_raises_ends_its_connection(where: str) -> None:
+    error = ZeroDivisionError("a mistake there")
+    faults: dict[str, BaseException | None] = {"sending": None, "receiving": None, where: error}
+    stream = Faulty(**faults)
+
+    async def connect(_: Address) -> trio.abc.Stream:
+        await trio.lowlevel.checkpoint()
+        return stream
+
+    async with AsyncClient(connect=connect, retries=0) as client:
+        with pytest.raises(ZeroDivisionError):
+            await client.request(b"abc")
+        assert stream.closed
+
+
+async def test_a_stream_that_somebody_else_closed_ends_what_is_sent_ahead() -> None:
+    stream = Faulty(sending=trio.ClosedResourceError(), receiving=trio.ClosedResourceError())
+
+    async def connect(_: Address) -> trio.abc.Stream:
+        await trio.lowlevel.checkpoint()
+        return stream
+
+    async with AsyncClient(connect=connect, retries=0) as client:
+        replies = client.request_many([b"abc"])
+        with pytest.raises(ConnectionLost):
+            await anext(replies)
+
+
+async def test_a_connection_that_is_made_after_the_client_was_closed_is_closed_too(
+    autojump_clock: MockClock,
+) -> None:
+    ours, theirs = memory_stream_pair()
+
+    async def connect(_: Address) -> trio.abc.Stream:
+        with trio.CancelScope(shield=True):  # it does not let itself be cancelled
+            await trio.sleep(2.0)
+        return ours
+
+    async def ask() -> None:
+        with pytest.raises(ClosedError):
+            await client.request(b"abc")
+
+    async with AsyncClient(connect=connect, retries=0) as client, trio.open_nursery() as nursery:
+        nursery.start_soon(ask)
+        await trio.sleep(1.0)
+        await client.aclose()
+    assert await theirs.receive_some() == b""

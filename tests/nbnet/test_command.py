@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -29,8 +30,17 @@ def running(name: str, error: BaseException) -> None:
     ("error", "code", "line"),
     [
         (CommandError("no such thing", 7), 7, "tool: no such thing\n"),
-        (OSError(28, "No space left on device"), 1, "tool: [Errno 28] No space left on device\n"),
+        (
+            OSError(28, "No space left on device"),
+            1,
+            "tool: cannot write standard output: No space left on device\n",
+        ),
+        (FileNotFoundError(2, "No such file", "x"), 1, "tool: [Errno 2] No such file: 'x'\n"),
+        (BrokenPipeError(32, "Broken pipe"), 1, ""),
         (KeyboardInterrupt(), 130, ""),
+        (SystemExit(), 0, ""),
+        (SystemExit(5), 5, ""),
+        (SystemExit("why"), 1, "tool: why\n"),
     ],
 )
 def test_an_error_is_a_line_and_an_exit_code(
@@ -61,4 +71,40 @@ def test_every_command_says_its_version_and_survives_a_full_disk(command: str) -
     with open("/dev/full", "w") as full:  # noqa: PTH123  (a device)
         failed = subprocess.run(program, stdout=full, stderr=subprocess.PIPE, text=True, timeout=20)
     assert failed.returncode == 1
-    assert "Traceback" not in failed.stderr
+    assert failed.stderr == (f"{command}: cannot write standard output: No space left on device\n")
+
+
+def test_what_is_held_back_fails_before_the_interpreter_ends(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It would exit with 120; an error that came before is the one that is told."""
+    with open("/dev/full", "w") as full:  # noqa: PTH123  (a device)
+        monkeypatch.setattr("sys.stdout", full)
+        for error, code, line in (
+            (SystemExit(0), 1, "tool: cannot write standard output: No space left on device\n"),
+            (CommandError("no such thing", 7), 7, "tool: no such thing\n"),
+        ):
+            full.write("held back")
+            with pytest.raises(SystemExit) as ended:
+                running("tool", error)
+            assert (ended.value.code, capsys.readouterr().err) == (code, line)
+
+
+def test_a_reader_that_has_enough_is_no_error_to_be_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as pipe:
+        monkeypatch.setattr("sys.stdout", pipe)
+        pipe.write("held back")
+        with pytest.raises(SystemExit) as ended:
+            running("tool", SystemExit(0))
+    assert (ended.value.code, capsys.readouterr().err) == (1, "")
+
+
+def test_a_command_may_return(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout", None)  # closed
+    with pytest.raises(SystemExit) as ended:
+        run(lambda **_: None, "tool")  # type: ignore[arg-type]
+    assert ended.value.code == 0

@@ -6,6 +6,7 @@ installer that copies one package over another is ``shutil``.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -256,3 +257,66 @@ def test_in_this_very_process(
 def test_the_console_script_is_this_one() -> None:
     (script,) = entry_points(group="console_scripts", name="nbclient")
     assert script.load() is entry.nbclient
+
+
+class Command:
+    """In place of ``nbclient.cli``."""
+
+    called = False
+
+    def main(self) -> None:
+        self.called = True
+
+
+def importing(monkeypatch: pytest.MonkeyPatch, found: Command | ImportError) -> None:
+    """Have the import of the command end so."""
+
+    def import_module(name: str) -> Command:
+        assert name == "nbclient.cli"
+        if isinstance(found, ImportError):
+            raise found
+        return found
+
+    monkeypatch.setattr(importlib, "import_module", import_module)
+
+
+def test_the_command_is_run_where_all_is_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = Command()
+    importing(monkeypatch, command)
+    entry.nbclient()
+    assert command.called
+
+
+@pytest.mark.parametrize("stderr", ["open", "closed"])
+def test_a_package_with_a_module_missing_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], stderr: str
+) -> None:
+    importing(monkeypatch, ImportError("no module", name="nbclient.settings"))
+    if stderr == "closed":
+        monkeypatch.setattr(sys, "stderr", None)
+    with pytest.raises(SystemExit) as ended:
+        entry.nbclient()
+    assert ended.value.code == 1
+    assert ("is not whole in" in capsys.readouterr().err) == (stderr == "open")
+
+
+def test_a_module_of_others_that_is_missing_is_their_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    importing(monkeypatch, ImportError("no module", name="typer"))
+    with pytest.raises(ImportError, match="no module"):
+        entry.nbclient()
+
+
+def test_what_is_seen_from_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "listdir", lambda _: ["cli.py", "client.py"])
+    assert "were installed over each other" in str(entry.clash())
+
+    def inside_an_archive(_: str) -> list[str]:
+        raise NotADirectoryError
+
+    monkeypatch.setattr(os, "listdir", inside_an_archive)
+    assert entry.clash() is None
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    assert "is not whole in" in str(entry.clash())
+    assert not entry._same("/nowhere/one", "/nowhere/other")

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TextIO
 
 import pytest
@@ -453,9 +454,10 @@ class FailingStream(io.StringIO):
         return super().write(text)
 
 
-def test_records_lost_to_errors_are_counted_once_writing_works_again() -> None:
+@pytest.mark.parametrize("threaded", [True, False])
+def test_records_lost_to_errors_are_counted_once_writing_works_again(threaded: bool) -> None:
     stream = FailingStream()
-    with logging_to(stream, level=logging.INFO):
+    with logging_to(stream, level=logging.INFO, threaded=threaded):
         for number in range(5):
             log.info("%d", number)
     assert [level_and_message(line) for line in stream.getvalue().splitlines()] == [
@@ -465,9 +467,18 @@ def test_records_lost_to_errors_are_counted_once_writing_works_again() -> None:
     ]
 
 
-def test_a_closed_stream_is_no_error() -> None:
+@pytest.mark.parametrize("threaded", [True, False])
+def test_a_full_disk_leaves_nothing_in_the_stream_that_would_fail_later(threaded: bool) -> None:
+    with Path("/dev/full").open("w") as full:
+        with logging_to(full, level=logging.INFO, threaded=threaded):
+            log.error("lost")
+        full.flush()
+
+
+@pytest.mark.parametrize("threaded", [True, False])
+def test_a_closed_stream_is_no_error(threaded: bool) -> None:
     stream = io.StringIO()
-    with logging_to(stream, level=logging.INFO):
+    with logging_to(stream, level=logging.INFO, threaded=threaded):
         stream.close()
         log.error("to nobody")
     assert not writing_threads()
@@ -481,8 +492,9 @@ def test_an_encoding_that_lacks_a_character_gets_it_escaped() -> None:
             assert level_and_message(pipe.reader.readline()) == r"info caf\xe9"
 
 
+@pytest.mark.parametrize("threaded", [True, False])
 def test_a_record_that_cannot_be_formatted_is_counted_and_raises_nothing(
-    pipe: Pipe, capfd: pytest.CaptureFixture[str]
+    pipe: Pipe, capfd: pytest.CaptureFixture[str], threaded: bool
 ) -> None:
     class Nameless(str):
         __slots__ = ()
@@ -490,7 +502,7 @@ def test_a_record_that_cannot_be_formatted_is_counted_and_raises_nothing(
         def __repr__(self) -> str:
             raise RuntimeError("no words")
 
-    with logging_to(pipe.writer, level=logging.INFO):
+    with logging_to(pipe.writer, level=logging.INFO, threaded=threaded):
         log.info(Nameless("%d"), "no number")
         assert (
             level_and_message(pipe.reader.readline())

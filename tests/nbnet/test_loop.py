@@ -7,6 +7,7 @@ import itertools
 import logging
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -670,6 +671,49 @@ def test_output_that_moves_is_not_given_up_and_output_that_does_not_is(
     assert closed == [False, True]
     assert peer.received == b"0000"
     assert loop.counters.write_timeouts == 1
+
+
+@pytest.mark.parametrize("batch", [1, 2, 2048])
+def test_what_came_in_time_is_not_late_because_the_process_stood_still(
+    kernel: Kernel, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where more connections have something to read than a batch of events holds."""
+    monkeypatch.setattr("nbnet.loop.MAX_EVENTS", batch)
+    peers = [kernel.connect() for _ in range(5)]
+    late = kernel.connect()
+
+    def stand_still() -> None:
+        for each in peers:
+            each.inbox.append(b"c")
+        kernel.now += 60.0
+        kernel.stalled = True
+
+    for each in (*peers, late):
+        kernel.steps.append(partial(each.inbox.append, b"00003ab"))
+    loop = run(kernel, stand_still, frame_timeout=5.0, idle_timeout=9.0)
+    assert [each.received for each in peers] == [b"00003cba"] * 5
+    assert loop.counters.frame_timeouts == 1, "whose rest has not come"
+
+
+def test_deadlines_are_kept_though_every_batch_is_full(
+    kernel: Kernel, peer: FakeSocket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nbnet.loop.MAX_EVENTS", 1)
+    busy = kernel.connect()
+    answer = busy.send
+
+    def asks_again(data: bytes | bytearray | memoryview) -> int:
+        if not peer.closed:
+            kernel.now += 0.1
+            busy.inbox.append(b"00001a")
+        return answer(data)
+
+    monkeypatch.setattr(busy, "send", asks_again)
+    kernel.steps.append(lambda: peer.inbox.append(b"0"))
+    kernel.steps.append(lambda: busy.inbox.append(b"00001a"))
+    loop = run(kernel, frame_timeout=2.0)
+    assert loop.counters.frame_timeouts == 1
+    assert 20 <= loop.counters.requests <= 40
 
 
 def test_requests_put_off_the_idle_deadline_without_touching_a_timer(

@@ -170,6 +170,8 @@ class Kernel:
         interest: the poller's registrations, descriptor to mask.
         injected: events that the next poll reports besides the real ones.
         polls: how often the poller was asked.
+        stalled: set by a step during which the process stood still: as the kernel does
+            it, the wait ends with its time and gives nothing, whatever has come.
     """
 
     def __init__(self) -> None:
@@ -181,6 +183,7 @@ class Kernel:
         self.timetable: list[tuple[float, Callable[[], object]]] = []
         self.now = 0.0
         self.polls = 0
+        self.stalled = False
         self.listener = FakeListener(self)
         self.wake_up = FakeWakeUp(self)
 
@@ -232,6 +235,8 @@ class Kernel:
         while True:
             events, self.injected = self.injected, []
             for fd, mask in self.interest.items():
+                if len(events) >= maxevents:
+                    break  # what was not reported is, the next time
                 thing = self.open[fd]
                 if mask & EDGE and isinstance(thing, FakeSocket):
                     ready, self.reported[fd] = thing.changed(self.reported.get(fd))
@@ -244,6 +249,9 @@ class Kernel:
                 return events[:maxevents]
             if self.steps:
                 self.steps.popleft()()
+                if self.stalled:
+                    self.stalled = False
+                    return []
             elif self.timetable and (timeout < 0 or self.timetable[0][0] <= self.now + timeout):
                 when, action = self.timetable.pop(0)
                 timeout -= max(0.0, when - self.now)
