@@ -194,11 +194,11 @@ class Load:
 @contextlib.contextmanager
 def loading(host: Machine, file: Path, *options: str) -> Iterator[Load]:
     load = Load(host, file, *options)
-    try:
-        yield load
-    finally:
-        load.process.kill()
-        load.process.communicate()
+    with load.process:
+        try:
+            yield load
+        finally:
+            load.process.kill()
 
 
 def assert_no_request_failed(report: dict[str, dict[str, int]]) -> None:
