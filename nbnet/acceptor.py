@@ -84,6 +84,7 @@ class Acceptor:
         clock: monotonic seconds.
         limits: the bounds to keep.
         counters: what is counted; ``connections`` is read, not written.
+        trusts: whether a peer is a proxy that speaks for others; without, none is.
 
     Attributes:
         again: when to call ``resume`` at the latest; infinite for never.
@@ -97,6 +98,7 @@ class Acceptor:
         clock: Callable[[], float],
         limits: Limits,
         counters: Counters,
+        trusts: Callable[[Target | str], bool] | None = None,
     ) -> None:
         self.again = math.inf
         self._listeners = listeners
@@ -104,6 +106,7 @@ class Acceptor:
         self._clock = clock
         self._counters = counters
         self._limits = limits
+        self._trusts = trusts
         self._from: Counter[str] = Counter()  # connections open by address
         self._watched: list[Listener] = []  # all of them, or none
         self._failing = False  # said in the log once, until it works again
@@ -138,8 +141,8 @@ class Acceptor:
         else:
             self.resume()
 
-    def accept(self) -> Iterator[tuple[Socket, Target | str]]:
-        """The connections that wait and may stay, non-blocking, and who they are.
+    def accept(self) -> Iterator[tuple[Socket, Target | str, bool]]:
+        """The connections that wait and may stay, non-blocking, who they are, and whether a proxy.
 
         Raises:
             OSError: the listener is of no more use.
@@ -147,7 +150,7 @@ class Acceptor:
         for listener in self._listeners:
             yield from self._accept_from(listener)
 
-    def _accept_from(self, listener: Listener) -> Iterator[tuple[Socket, Target | str]]:
+    def _accept_from(self, listener: Listener) -> Iterator[tuple[Socket, Target | str, bool]]:
         for _ in range(ACCEPTS_PER_TURN):
             if not self._watched:
                 return  # an event from before they were left alone
@@ -171,23 +174,31 @@ class Acceptor:
                 raise
             self._counters.accepted += 1
             peer = _peer(address)
+            proxied = self._trusts is not None and self._trusts(peer)
             if full:
                 self._counters.refused_full += 1
                 socket.close()
-            elif not self._admit(peer):
+            elif not self._admit(peer, whatever=proxied):
                 self._counters.refused_per_ip += 1
                 socket.close()
             else:
                 socket.setblocking(False)
-                yield socket, peer
+                yield socket, peer, proxied
+
+    def introduced(self, proxy: Target | str, client: Target | str) -> bool:
+        """A connection that counted for a proxy is a client's; whether it may stay.
+
+        If not, it goes on counting for the proxy until it is released.
+        """
+        if not self._admit(client):
+            self._counters.refused_per_ip += 1
+            return False
+        self._forget(proxy)
+        return True
 
     def released(self, peer: Target | str) -> None:
         """A connection that was accepted from this peer has ended."""
-        if self._limits.max_per_ip:
-            host = _host(peer)
-            self._from[host] -= 1
-            if not self._from[host]:
-                del self._from[host]
+        self._forget(peer)
         if not self._watched and self.again == math.inf:
             self.resume()
 
@@ -200,8 +211,7 @@ class Acceptor:
     def adopted(self, peer: Target | str) -> None:
         """A connection that another process has accepted is here now, whatever the caps."""
         self._expected = max(0, self._expected - 1)
-        if self._limits.max_per_ip:
-            self._from[_host(peer)] += 1
+        self._admit(peer, whatever=True)
 
     def reject(self, socket: Socket, peer: Target | str, error: Exception) -> None:
         """Close a connection that was accepted but cannot be watched."""
@@ -218,15 +228,23 @@ class Acceptor:
             for listener in self._listeners:
                 listener.close()
 
-    def _admit(self, peer: Target | str) -> bool:
-        """Count a newcomer for its address, unless that has too many."""
+    def _admit(self, peer: Target | str, *, whatever: bool = False) -> bool:
+        """Count a newcomer for its address, unless that has too many and that matters."""
         if not self._limits.max_per_ip:
             return True
         host = _host(peer)
-        if self._from[host] >= self._limits.max_per_ip:
+        if self._from[host] >= self._limits.max_per_ip and not whatever:
             return False
         self._from[host] += 1
         return True
+
+    def _forget(self, peer: Target | str) -> None:
+        """Count one less for an address."""
+        if self._limits.max_per_ip:
+            host = _host(peer)
+            self._from[host] -= 1
+            if not self._from[host]:
+                del self._from[host]
 
     def _run_out(self, reason: str | None) -> None:
         """Stop asking for connections that cannot be had, for a moment."""

@@ -22,6 +22,7 @@ from nbnet.handlers import Bound, Context, Handler, bind, takes_context
 from nbnet.limits import Limits
 from nbnet.notation import Target
 from nbnet.pollers import EDGE, ERROR, READ, WRITE, Poller
+from nbnet.proxy import Header
 from nbnet.states import INTEREST, READS, State
 from nbnet.threads import Pool
 
@@ -63,10 +64,11 @@ class Channel(Connection):
     ``settled`` is the state that the loop has acted on last, ``read_size`` what
     it asks for in a read, ``tick`` where its deadline is parked, ``watched`` the
     events that the poller reports (0: it is not registered), ``wants`` what TLS
-    waits for in place of what the state does (0: nothing).
+    waits for in place of what the state does (0: nothing), ``probe`` whether a
+    proxy speaks on it for itself, or has not spoken yet: that it ends tells nothing.
     """
 
-    __slots__ = ("fd", "read_size", "settled", "socket", "tick", "wants", "watched")
+    __slots__ = ("fd", "probe", "read_size", "settled", "socket", "tick", "wants", "watched")
 
     def __init__(
         self,
@@ -77,10 +79,14 @@ class Channel(Connection):
         limits: Limits,
         counters: Counters,
         now: float,
+        proxied: bool,
         secure: bool,
         pool: Pool | None,
     ) -> None:
-        super().__init__(handler, limits, counters, peer, now, secure=secure, pool=pool)
+        super().__init__(
+            handler, limits, counters, peer, now, proxied=proxied, secure=secure, pool=pool
+        )
+        self.probe = proxied
         self.socket = socket
         self.fd = socket.fileno()
         self.read_size = FIRST_READ_SIZE
@@ -136,8 +142,8 @@ class Channels:
         self._shaken = 0  # steps of handshakes in this turn
         self._taken = 0  # bytes, in this turn, of those that send much
 
-    def _open(self, socket: Socket, peer: Target | str) -> Channel:
-        """Serve a socket from here on.
+    def _open(self, socket: Socket, peer: Target | str, *, proxied: bool) -> Channel:
+        """Serve a socket from here on; ``proxied``, once a proxy has said for whom.
 
         Raises:
             DescriptorError: the poller cannot watch it.
@@ -150,6 +156,7 @@ class Channels:
             limits=self._limits,
             counters=self.counters,
             now=self._now,
+            proxied=proxied,
             secure=self._secure is not None,
             pool=self._pool,
         )
@@ -173,6 +180,9 @@ class Channels:
         if state is State.HANDSHAKING:
             self._shake(channel)
             return
+        if state is State.INTRODUCING:
+            self._introduce(channel)
+            return
         interest = INTEREST[state]
         if not interest:
             if channel.watched and state is not State.CLOSED:
@@ -194,6 +204,49 @@ class Channels:
             self._read(channel)
         self._ask(channel)
 
+    def _introduce(self, channel: Channel) -> None:
+        """Read who the client is, and not a byte more: what follows may be TLS."""
+        header: Header | None = None
+        while header is None and channel.state is State.INTRODUCING:
+            try:
+                data = channel.socket.recv(channel.introduction_needs)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._lose(channel, error)
+                return
+            if data:
+                header = channel.introduce(data)
+            else:
+                channel.receive_eof()
+        if header is not None:
+            channel.probe = header.local
+            if header.peer is not None:
+                if not self._acceptor.introduced(channel.peer, header.peer):
+                    channel.lose(f"for {header.peer}, whose address has too many connections")
+                    self._settle(channel)
+                    return
+                channel.peer = header.peer
+                channel.handler = self._bound(Context(header.peer))
+            if self._secure is not None and not self._put_tls_on(channel):
+                return
+            channel.introduced(self._now, secure=self._secure is not None)
+        self._settle(channel)
+
+    def _put_tls_on(self, channel: Channel) -> bool:
+        """Have a socket speak TLS from here on; whether that went well."""
+        assert self._secure is not None
+        # Not while the poller has it: what fails here may close it at once.
+        self._poller.unregister(channel.fd)
+        channel.watched = 0
+        try:
+            channel.socket = self._secure(channel.socket)
+        except OSError as error:
+            self._lose(channel, error)
+            self._close_ended()
+            return False
+        return True
+
     def _shake(self, channel: Channel) -> None:
         """Go on with a TLS handshake, or have it wait for its turn."""
         if self._shaken >= HANDSHAKES_PER_TURN:
@@ -207,7 +260,7 @@ class Channels:
                 self._ask(channel)
                 return
         except OSError as error:
-            self.counters.handshake_failures += 1
+            self.counters.handshake_failures += not channel.probe
             channel.wants = 0
             channel.disagree(error.strerror or str(error))
             self._settle(channel)
@@ -347,7 +400,7 @@ class Channels:
 
     def _lose(self, channel: Channel, error: OSError) -> None:
         if channel.state is not State.CLOSED:
-            self.counters.lost += 1
+            self.counters.lost += not channel.probe
             channel.lose(error.strerror or str(error))
             self._settle(channel)
 

@@ -90,7 +90,7 @@ def serve_command(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="TOML file with handler, threads, limits and TLS; SIGHUP reads it again.",
+            help="TOML file with handler, threads, limits, TLS and proxies; SIGHUP reads it again.",
             show_default=False,
         ),
     ] = None,
@@ -133,6 +133,16 @@ def serve_command(
     tls_client_ca: Annotated[
         str | None,
         _option(_TLS, "--tls-client-ca", "FILE", "Clients must show a certificate of these."),
+    ] = None,
+    proxy_protocol: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CIDR",
+            help="Addresses of proxies (10.0.0.0/8, ::1, unix; repeated, or with commas), "
+            "which must say with a PROXY header for whom they speak.",
+            rich_help_panel=_OPERATION,
+            show_default=False,
+        ),
     ] = None,
     max_connections: Annotated[
         str | None,
@@ -231,6 +241,7 @@ def serve_command(
         "tls_cert": tls_cert,
         "tls_key": tls_key,
         "tls_client_ca": tls_client_ca,
+        "proxy_protocol": ",".join(proxy_protocol) if proxy_protocol else None,
         "max_connections": max_connections,
         "refuse": "True" if refuse else None,
         "max_per_ip": max_per_ip,

@@ -6,6 +6,7 @@ A file is TOML with the options' names as keys, without the dashes before them::
     threads = 8
     max-frame = "4KiB"
     idle-timeout = "5m"
+    proxy-protocol = ["10.0.0.0/8", "fd00::/8"]
 
 What stands on the command line wins, so that it can be tried there.
 """
@@ -20,6 +21,7 @@ from typing import Any, Final
 
 from nbnet.limits import Limits
 from nbnet.notation import parse_count, parse_duration, parse_size
+from nbnet.proxy import parse_networks
 from nbnet.settings import Certificate, Settings
 
 DEFAULT_HANDLER: Final = "nbnet.handlers:reverse"
@@ -54,6 +56,7 @@ _OTHERS: Final[dict[str, Callable[[str], Any]]] = {
     "tls_cert": str,
     "tls_key": str,
     "tls_client_ca": str,
+    "proxy_protocol": parse_networks,
 }
 _PARSERS: Final = _LIMITS | _OTHERS
 
@@ -67,12 +70,14 @@ class Options:
         limits: the bounds to keep.
         threads: how many run the handler.
         tls: the files for TLS; None for plain connections.
+        proxy_protocol: networks of proxies.
     """
 
     handler: str
     limits: Limits
     threads: int
     tls: Certificate | None
+    proxy_protocol: tuple[str, ...]
 
     def load(self, poller: str, trigger: str) -> Settings:
         """The settings, with the handler imported and the certificates loaded.
@@ -87,6 +92,7 @@ class Options:
             trigger=trigger,
             threads=self.threads,
             tls=self.tls,
+            proxy_protocol=self.proxy_protocol,
         )
 
 
@@ -121,6 +127,7 @@ def read_options(told: Mapping[str, str | None], file: Path | None = None) -> Op
         limits=Limits(**{name: value for name, value in values.items() if name in _LIMITS}),
         threads=values.get("threads", 0),
         tls=tls,
+        proxy_protocol=values.get("proxy_protocol", ()),
     )
 
 
@@ -137,7 +144,9 @@ def _read_file(file: Path) -> dict[str, Any]:
         if name not in _PARSERS or "_" in key:
             known = ", ".join(map(_written, _PARSERS))
             raise ValueError(f"{file}: {key!r} is no option: expected one of {known}")
-        values[name] = _parse(f"{file}: {key}", name, str(value))
+        several = name == "proxy_protocol" and isinstance(value, list)
+        text = ",".join(map(str, value)) if several else str(value)
+        values[name] = _parse(f"{file}: {key}", name, text)
     return values
 
 

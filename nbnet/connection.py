@@ -36,6 +36,7 @@ from nbnet.framing import (
 from nbnet.handlers import Bound
 from nbnet.limits import Limits
 from nbnet.notation import Target
+from nbnet.proxy import Header, HeaderDecoder, ProxyError
 from nbnet.states import MOVABLE, TRANSITIONS, Event, State
 from nbnet.threads import Job, Pool
 
@@ -67,13 +68,14 @@ class Connection:
         counters: what is counted for all connections together.
         peer: who it is, for the log and for limits.
         now: the time, in the loop's seconds.
+        proxied: whether a PROXY header has to say who it is before anything else.
         secure: whether TLS has to be agreed on before requests come.
         pool: threads that run the handler; without, it runs in ``receive``.
 
     Attributes:
         handler: what answers a request; may be changed between calls.
         state: what the connection is doing; changed only along the table.
-        peer: who it is.
+        peer: who it is; until a PROXY header says better, the proxy.
         requests: how many have been answered.
         unsent: encoded replies that the kernel has not taken yet.
         waiting: requests read and not answered yet.
@@ -91,6 +93,7 @@ class Connection:
         "_counters",
         "_decoder",
         "_eof",
+        "_introduction",
         "_jobs",
         "_limits",
         "_moved",
@@ -114,10 +117,15 @@ class Connection:
         peer: Target | str,
         now: float,
         *,
+        proxied: bool = False,
         secure: bool = False,
         pool: Pool | None = None,
     ) -> None:
         self.state = State.HANDSHAKING if secure else State.READING
+        self._introduction: HeaderDecoder | None = None
+        if proxied:
+            self.state = State.INTRODUCING
+            self._introduction = HeaderDecoder()
         self.handler = handler
         self.peer = peer
         self.requests = 0
@@ -180,6 +188,31 @@ class Connection:
         """Answer the next of the requests that wait; give the replies to send."""
         return self._answer(self.waiting, now)
 
+    @property
+    def introduction_needs(self) -> int:
+        """Bytes to read next for ``introduce``, at most; only while ``INTRODUCING``."""
+        assert self._introduction is not None
+        return self._introduction.needs
+
+    def introduce(self, data: bytes) -> Header | None:
+        """Take bytes of the PROXY header; give it once it is whole.
+
+        Then ``introduced`` or ``lose`` is to follow. What is no header ends the
+        connection.
+        """
+        assert self._introduction is not None
+        try:
+            return self._introduction.feed(data)
+        except ProxyError as error:
+            self._distrust(str(error))
+            return None
+
+    def introduced(self, now: float, *, secure: bool) -> None:
+        """The header was taken: requests may come, or TLS before them."""
+        self._introduction = None
+        self._active = now
+        self._move(Event.TO_AGREE if secure else Event.INTRODUCED)
+
     def agree(self, now: float) -> None:
         """TLS is agreed on: requests may come."""
         self._active = now
@@ -212,12 +245,18 @@ class Connection:
     def pack(self) -> tuple[bytes, bytes]:
         """What another process needs to go on: requests unanswered or begun, replies unsent.
 
-        Only in a ``MOVABLE`` state.
+        Only in a ``MOVABLE`` state. While ``INTRODUCING`` it is the part of the
+        PROXY header that has come.
         """
+        if self._introduction is not None:
+            return bytes(self._introduction.held), b""
         return b"".join(map(encode_frame, self.waiting)) + self._decoder.held, bytes(self.unsent)
 
     def unpack(self, unread: bytes, unsent: bytes, now: float) -> None:
         """Go on where the process that packed it has stopped; for a new connection."""
+        if self._introduction is not None:
+            self._introduction.held += unread
+            return
         self.waiting = self._decode(unread, now) if unread else ()
         if self.waiting:
             self._move(Event.MORE)
@@ -265,6 +304,13 @@ class Connection:
     def receive_eof(self) -> None:
         """The peer will send no more."""
         self._eof = True
+        if self.state is State.INTRODUCING:
+            assert self._introduction is not None
+            if self._introduction.held:
+                self._distrust("the connection ended within the PROXY header")
+            else:  # somebody looked whether the server is there
+                self._move(Event.EOF)
+            return
         if self.state is State.LINGERING:
             self._move(Event.EOF)
             return
@@ -283,7 +329,7 @@ class Connection:
         unread input would cut off.
         """
         self._stopping = True
-        if self.state is State.HANDSHAKING:
+        if self.state in (State.INTRODUCING, State.HANDSHAKING):
             self.lose("the server stops")
         if self.waiting or self.state not in MOVABLE:
             return  # it ends by itself, or once it is caught up
@@ -309,7 +355,9 @@ class Connection:
             # Unlike the others, this one cannot be switched off.
             linger = min(limits.linger, RECENTLY) if self._stopping else limits.linger
             return self._moved + linger, "linger"
-        if self.state is State.HANDSHAKING:
+        if self.state is State.INTRODUCING:
+            start, limit, kind = self._active, limits.frame_timeout, "proxy"
+        elif self.state is State.HANDSHAKING:
             start, limit, kind = self._active, limits.handshake_timeout, "handshake"
         elif self.unsent:
             start, limit, kind = self._moved, limits.write_timeout, "write"
@@ -474,6 +522,12 @@ class Connection:
     def _check_high(self) -> None:
         if self.state is State.WRITING and len(self.unsent) > self._limits.high_water:
             self._move(Event.HIGH)
+
+    def _distrust(self, reason: str) -> None:
+        """End on what is no PROXY header."""
+        self._counters.proxy_errors += 1
+        log.warning("%s: closing, PROXY protocol: %s", self.peer, reason)
+        self._move(Event.FAULT)
 
     def _report(self, error: FrameError) -> None:
         log.warning(

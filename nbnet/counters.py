@@ -33,16 +33,19 @@ class Counters:
         received_bytes, sent_bytes: of requests read and replies sent, headers
             included, TLS not.
         protocol_errors: connections ended because the peer broke the protocol.
+        proxy_errors: connections ended because a proxy did not begin them with a
+            proper PROXY header.
         handler_errors: connections ended because the handler failed.
         tls_handshakes: TLS handshakes that came to an end.
         handshake_failures: connections ended because theirs did not.
-        lost: connections that were reset.
+        lost: connections that were reset; not those with nothing to lose, on
+            which a proxy looked whether the server is there.
         paused: times that a connection was not read any more because of its
             unsent replies.
         shed: connections ended because of the unsent replies of all together.
-        handshake_timeouts, first_byte_timeouts, frame_timeouts, idle_timeouts,
-        write_timeouts, linger_timeouts: connections ended because this took too
-            long.
+        proxy_timeouts, handshake_timeouts, first_byte_timeouts, frame_timeouts,
+        idle_timeouts, write_timeouts, linger_timeouts: connections ended because
+            this took too long.
         handler_times: durations of the handler by bucket, see
             ``HANDLER_BUCKETS``: every one that ran in a thread, a sample of the
             others.
@@ -63,12 +66,14 @@ class Counters:
     received_bytes: int = 0
     sent_bytes: int = 0
     protocol_errors: int = 0
+    proxy_errors: int = 0
     handler_errors: int = 0
     tls_handshakes: int = 0
     handshake_failures: int = 0
     lost: int = 0
     paused: int = 0
     shed: int = 0
+    proxy_timeouts: int = 0
     handshake_timeouts: int = 0
     first_byte_timeouts: int = 0
     frame_timeouts: int = 0

@@ -25,7 +25,7 @@ class Context:
 
     Attributes:
         peer: the peer's host and port, a tuple; "unix socket" for one that came
-            through a unix socket.
+            through a unix socket. Behind a proxy that says so, the client's.
         tls_name: the name in the peer's certificate; None without one.
     """
 

@@ -1,9 +1,10 @@
 """Live connections on their way from one server process to another.
 
 They travel over a unix stream, a record each: a header of three lengths, who
-the peer is as JSON, the bytes that were read and not answered, and the replies
-not sent. The socket itself goes along with the first byte (``SCM_RIGHTS``), so
-records and sockets come out in the same order.
+the peer is as JSON, the bytes that were read and not answered (or those of a
+PROXY header that is not whole), and the replies not sent. The socket itself goes
+along with the first byte (``SCM_RIGHTS``), so records and sockets come out in
+the same order.
 
 The rules:
 
@@ -24,11 +25,12 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 from nbnet.loop import Loop
 from nbnet.notation import Target
 from nbnet.pollers import READ, WRITE, DescriptorError
+from nbnet.states import State
 
 log = logging.getLogger("nbnet")
 
@@ -43,18 +45,31 @@ _HEADER: Final = struct.Struct("=III")  # lengths of the JSON, unread, unsent
 _READ_SIZE: Final = 256 * 1024
 
 
-def pack_record(peer: Target | str, requests: int, unread: bytes, unsent: bytes) -> bytes:
-    """One connection as bytes, but for its socket.
+class Record(NamedTuple):
+    """One connection, but for its socket.
 
-    Args:
+    Attributes:
         peer: who it is.
         requests: how many were answered.
         unread, unsent: what ``Connection.pack`` gives.
+        introducing: whether a proxy has yet to say who it is.
+    """
 
-    >>> pack_record("somebody", 2, b"00003a", b"")[-6:]
+    peer: Target | str
+    requests: int
+    unread: bytes
+    unsent: bytes
+    introducing: bool = False
+
+
+def pack_record(record: Record) -> bytes:
+    """A record as bytes.
+
+    >>> pack_record(Record("somebody", 2, b"00003a", b""))[-6:]
     b'00003a'
     """
-    about = json.dumps({"peer": peer, "requests": requests}).encode()
+    peer, requests, unread, unsent, introducing = record
+    about = json.dumps({"peer": peer, "requests": requests, "introducing": introducing}).encode()
     return _HEADER.pack(len(about), len(unread), len(unsent)) + about + unread + unsent
 
 
@@ -62,14 +77,15 @@ class Records:
     """Cuts a stream into the records that ``pack_record`` made.
 
     >>> records = Records()
-    >>> records.feed(pack_record(Target("::1", 80), 2, b"00003a", b"00001b"))
-    [(Target(host='::1', port=80), 2, b'00003a', b'00001b')]
+    >>> [record] = records.feed(pack_record(Record(Target("::1", 80), 2, b"00003a", b"00001b")))
+    >>> record.peer, record.unread, record.unsent
+    (Target(host='::1', port=80), b'00003a', b'00001b')
     """
 
     def __init__(self) -> None:
         self._held = bytearray()
 
-    def feed(self, data: bytes) -> list[tuple[Target | str, int, bytes, bytes]]:
+    def feed(self, data: bytes) -> list[Record]:
         """Take the next bytes; give the records now complete."""
         held = self._held
         held += data
@@ -85,11 +101,12 @@ class Records:
             about = json.loads(held[_HEADER.size : ends[0]])
             peer = about["peer"]
             records.append(
-                (
+                Record(
                     peer if isinstance(peer, str) else Target(*peer),
                     int(about["requests"]),
                     bytes(held[ends[0] : ends[1]]),
                     bytes(held[ends[1] : ends[2]]),
+                    about["introducing"],
                 )
             )
             del held[:start]
@@ -131,7 +148,10 @@ class Departure:
                 channel = next(loop.movable(), None)
                 if channel is None:
                     break
-                record = pack_record(channel.peer, channel.requests, *channel.pack())
+                introducing = channel.state is State.INTRODUCING
+                record = pack_record(
+                    Record(channel.peer, channel.requests, *channel.pack(), introducing)
+                )
                 sent = socket.send_fds(self._link, [record], [channel.fd])
                 loop.move_out(channel)
                 moved += 1
@@ -213,14 +233,14 @@ class Arrival:
         if flags & socket.MSG_CTRUNC:
             # One came, and this process may not have so many: the place is kept.
             self._descriptors.append(None)
-        for peer, requests, unread, unsent in self._records.feed(data):
+        for record in self._records.feed(data):
             descriptor = self._descriptors.popleft()
             if descriptor is None:
-                log.error("%s: lost on its way here, too many open files", peer)
+                log.error("%s: lost on its way here, too many open files", record.peer)
                 continue
             connection = socket.socket(fileno=descriptor)
             connection.setblocking(False)
-            self._loop.adopt(connection, peer, requests=requests, unread=unread, unsent=unsent)
+            self._loop.adopt(connection, **record._asdict())
         if not data:
             self._loop.arrivals -= 1
             self._loop.expect(0)

@@ -35,7 +35,8 @@ class Limits:
             that adds to them above this is closed.
         handshake_timeout: how long it may take to agree on TLS.
         first_byte_timeout: how long a new connection may be silent.
-        frame_timeout: how long a request may take from its first byte to its last.
+        frame_timeout: how long a request may take from its first byte to its last;
+            and a PROXY header, where one is required, from when the connection came.
         idle_timeout: how long a connection may be without a request.
         write_timeout: how long unsent replies may make no progress.
         linger: how long a connection that the server ends may take to read its

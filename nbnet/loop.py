@@ -87,6 +87,8 @@ class Loop(Channels):
             connection, as ``os.read`` and ``os.write`` do, which cost less than
             a socket's methods; without, those are called.
         pool: threads for a handler that blocks; its ``on_done`` sets the wake-up.
+        trusts: whether a peer is a proxy, which has to say for whom it speaks;
+            without, none is.
         publish: called now and then with what has been counted.
 
     Attributes:
@@ -109,10 +111,13 @@ class Loop(Channels):
         read: Callable[[int, int], bytes] | None = None,
         write: Callable[[int, bytes], int] | None = None,
         pool: Pool | None = None,
+        trusts: Callable[[Target | str], bool] | None = None,
         publish: Callable[[Counters], None] | None = None,
     ) -> None:
         counters = Counters()
-        acceptor = Acceptor(listeners, poller=poller, clock=clock, limits=limits, counters=counters)
+        acceptor = Acceptor(
+            listeners, poller=poller, clock=clock, limits=limits, counters=counters, trusts=trusts
+        )
         super().__init__(
             acceptor,
             handler,
@@ -375,12 +380,12 @@ class Loop(Channels):
             channel.watched = 0
 
     def _accept(self) -> None:
-        for plain, peer in self._acceptor.accept():
+        for plain, peer, proxied in self._acceptor.accept():
             socket = plain
             try:
-                if self._secure is not None:
+                if self._secure is not None and not proxied:
                     socket = self._secure(plain)
-                self._open(socket, peer)
+                self._open(socket, peer, proxied=proxied)
             except (DescriptorError, OSError) as error:  # the kernel may be out of memory
                 self._acceptor.reject(socket, peer, error)
         self._look_by(self._acceptor.again)
@@ -426,7 +431,14 @@ class Loop(Channels):
         self._settle(channel)
 
     def adopt(
-        self, socket: Socket, peer: Target | str, *, requests: int, unread: bytes, unsent: bytes
+        self,
+        socket: Socket,
+        peer: Target | str,
+        *,
+        requests: int,
+        unread: bytes,
+        unsent: bytes,
+        introducing: bool = False,
     ) -> None:
         """Go on with a connection that another process has served.
 
@@ -435,10 +447,11 @@ class Loop(Channels):
             peer: who it is.
             requests: how many were answered there.
             unread, unsent: what ``Connection.pack`` gave there.
+            introducing: whether a proxy has yet to say who it is.
         """
         self._acceptor.adopted(peer)
         try:
-            channel = self._open(socket, peer)
+            channel = self._open(socket, peer, proxied=introducing)
         except (DescriptorError, OSError) as error:
             self._acceptor.reject(socket, peer, error)
             self._look_by(self._acceptor.again)
@@ -501,7 +514,10 @@ class Loop(Channels):
             self._acceptor.close()
             self._give_up = self._now + self._limits.drain
             self._look_by(self._give_up)
-            for channel in list(self._channels.values()):
+            every = self._channels
+            for channel in [one for one in every.values() if one.state is State.INTRODUCING]:
+                self._introduce(channel)
+            for channel in list(every.values()):
                 # What has come is in flight; what goes on coming is not.
                 for _ in range(LAST_READS):
                     if channel.state is not State.READING or not self._read(channel):

@@ -36,10 +36,12 @@ _COUNTERS: Final[Mapping[str, tuple[str, str]]] = {
 _REFUSALS: Final = {"refused_full": "full", "refused_per_ip": "per_ip"}
 _ERRORS: Final = {
     "protocol_errors": "protocol",
+    "proxy_errors": "proxy",
     "handler_errors": "handler",
     "lost": "lost",
     "shed": "shed",
     "handshake_failures": "handshake",
+    "proxy_timeouts": "proxy_timeout",
     "handshake_timeouts": "handshake_timeout",
     "first_byte_timeouts": "first_byte_timeout",
     "frame_timeouts": "frame_timeout",

@@ -64,6 +64,7 @@ def open_loop(
             read=os.read,
             write=os.write,
             pool=pool,
+            trusts=settings.proxies or None,
             publish=publish,
         )
         yield loop, wake_up

@@ -56,6 +56,10 @@ class Server:
         threads: how many threads run the handler; 0 for none.
         tls: the files for TLS, or a context made of them; without, connections
             are plain.
+        proxy_protocol: networks of proxies, like ("10.0.0.0/8", "::1"); "unix"
+            is a proxy that comes through a unix socket. They have to say for
+            whom they speak, with a PROXY header before anything else; nobody
+            else may.
         metrics: where to serve what is counted, as HOST:PORT; needs the extra
             ``nbnet[metrics]``.
 
@@ -89,10 +93,17 @@ class Server:
         trigger: str = "level",
         threads: int = 0,
         tls: Certificate | ssl.SSLContext | None = None,
+        proxy_protocol: Sequence[str] = (),
         metrics: str | None = None,
     ) -> None:
         self._settings = Settings.read(
-            handler, limits, poller=poller, trigger=trigger, threads=threads, tls=tls
+            handler,
+            limits,
+            poller=poller,
+            trigger=trigger,
+            threads=threads,
+            tls=tls,
+            proxy_protocol=proxy_protocol,
         )
         self._host = host
         self._port = port
@@ -206,6 +217,7 @@ def serve(
     trigger: str = "level",
     threads: int = 0,
     tls: Certificate | ssl.SSLContext | None = None,
+    proxy_protocol: Sequence[str] = (),
     metrics: str | None = None,
     workers: int | None = None,
     on_listening: Callable[[Target | str], None] | None = None,
@@ -214,7 +226,7 @@ def serve(
 
     Args:
         handler, host, port, unix, limits, poller, trigger, threads, tls,
-        metrics: as for ``Server``. Where the service manager hands over
+        proxy_protocol, metrics: as for ``Server``. Where the service manager hands over
             listening sockets (``LISTEN_FDS``), they are used instead of
             ``host``, ``port`` and ``unix``.
         workers: how many processes serve, forked from this one, which watches
@@ -241,7 +253,14 @@ def serve(
         serve("shop.orders:handle", port=6789, workers=4)
     """
     read = partial(
-        Settings.read, handler, limits, poller=poller, trigger=trigger, threads=threads, tls=tls
+        Settings.read,
+        handler,
+        limits,
+        poller=poller,
+        trigger=trigger,
+        threads=threads,
+        tls=tls,
+        proxy_protocol=proxy_protocol,
     )
     serve_settings(
         read,

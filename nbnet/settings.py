@@ -6,6 +6,7 @@ are loaded. A reload makes new ones, in a new process.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Final, Self
 from nbnet.handlers import Handler, load_handler
 from nbnet.limits import Limits
 from nbnet.pollers import POLLERS
+from nbnet.proxy import Trusted
 
 if TYPE_CHECKING:
     import ssl
@@ -60,6 +62,7 @@ class Settings:
         edge: whether events come edge-triggered.
         threads: how many run the handler; 0: it runs in the loop.
         tls: how to speak TLS; None: not at all.
+        proxies: who has to say, with the PROXY protocol, for whom it speaks.
     """
 
     handler: Handler
@@ -68,6 +71,7 @@ class Settings:
     edge: bool
     threads: int
     tls: ssl.SSLContext | None
+    proxies: Trusted
 
     @classmethod
     def read(
@@ -79,16 +83,17 @@ class Settings:
         trigger: str = "level",
         threads: int = 0,
         tls: Certificate | ssl.SSLContext | None = None,
+        proxy_protocol: Sequence[str] = (),
     ) -> Self:
         """Check what was told and load what it names.
 
         Args:
             handler: the function, or its name as ``module:function``.
             limits: the bounds to keep.
-            poller, trigger, threads, tls: see ``Server``.
+            poller, trigger, threads, tls, proxy_protocol: see ``Server``.
 
         Raises:
-            TypeError: the handler is no function.
+            TypeError: the handler is no function, or the networks no list.
             ValueError: something makes no sense or cannot be loaded.
 
         >>> Settings.read("nbnet.handlers:reverse").handler(b"abc")
@@ -115,4 +120,14 @@ class Settings:
             handler = load_handler(handler)
         elif not callable(handler):
             raise TypeError(f"a handler is a function of the payload, not {handler!r}")
-        return cls(handler, limits or Limits(), poller, trigger == "edge", threads, tls)
+        if isinstance(proxy_protocol, str):
+            raise TypeError(f"proxy_protocol is a list of networks, not {proxy_protocol!r}")
+        return cls(
+            handler,
+            limits or Limits(),
+            poller,
+            trigger == "edge",
+            threads,
+            tls,
+            Trusted(proxy_protocol),
+        )

@@ -17,6 +17,8 @@ from nbnet.pollers import READ, WRITE
 class State(enum.Enum):
     """What a connection is doing."""
 
+    INTRODUCING = "introducing"
+    """A proxy is to say who the client is (``nbnet.proxy``); nothing else is read."""
     HANDSHAKING = "handshaking"
     """TLS is being agreed on; no request is read."""
     READING = "reading"
@@ -45,6 +47,10 @@ class State(enum.Enum):
 class Event(enum.Enum):
     """What happens to a connection."""
 
+    INTRODUCED = "introduced"
+    """The proxy has said who the client is; requests may come."""
+    TO_AGREE = "to agree"
+    """It has said so, and TLS is to be agreed on before requests come."""
     AGREED = "agreed"
     """TLS is agreed on."""
     MORE = "more"
@@ -63,7 +69,7 @@ class Event(enum.Enum):
     """The last waiting reply went to the kernel."""
     FAULT = "fault"
     """The peer broke the protocol, or the handler failed on a request, or TLS
-    could not be agreed on."""
+    could not be agreed on, or no proxy's header came where one is required."""
     EOF = "eof"
     """The peer will send no more."""
     STOP = "stop"
@@ -75,6 +81,13 @@ class Event(enum.Enum):
 
 
 TRANSITIONS: Final[dict[tuple[State, Event], State]] = {
+    (State.INTRODUCING, Event.INTRODUCED): State.READING,
+    (State.INTRODUCING, Event.TO_AGREE): State.HANDSHAKING,
+    # To a proxy that does as it should not, nothing is owed.
+    (State.INTRODUCING, Event.FAULT): State.CLOSED,
+    (State.INTRODUCING, Event.EOF): State.CLOSED,
+    (State.INTRODUCING, Event.MOVED): State.CLOSED,
+    (State.INTRODUCING, Event.LOST): State.CLOSED,
     (State.HANDSHAKING, Event.AGREED): State.READING,
     (State.HANDSHAKING, Event.FAULT): State.LINGERING,
     (State.HANDSHAKING, Event.LOST): State.CLOSED,
@@ -124,6 +137,7 @@ TRANSITIONS: Final[dict[tuple[State, Event], State]] = {
 """The state that follows on an event; a pair that is missing cannot happen."""
 
 INTEREST: Final[dict[State, int]] = {
+    State.INTRODUCING: READ,
     State.HANDSHAKING: READ,
     State.READING: READ,
     # Asking for less would cost a call to take it back in the next turn.
@@ -141,8 +155,10 @@ INTEREST: Final[dict[State, int]] = {
 """The poller events that each state waits for."""
 
 READS: Final = frozenset({State.READING, State.WRITING, State.LINGERING})
-"""The states in which input is read."""
+"""The states in which requests, or what is thrown away, are read."""
 
-MOVABLE: Final = frozenset({State.READING, State.BUSY, State.WRITING, State.PAUSED})
+MOVABLE: Final = frozenset(
+    {State.INTRODUCING, State.READING, State.BUSY, State.WRITING, State.PAUSED}
+)
 """The states in which another process can take a connection over: nothing of it
 is with a thread, and it is not ending."""

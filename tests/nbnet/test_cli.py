@@ -314,6 +314,7 @@ def test_the_service_manager_hears_of_start_reload_and_stop(tmp_path: Path) -> N
     [
         (["--workers", "0"], "--workers: 0, expected 1 to 1024"),
         (["--workers", "many"], "--workers: 'many' is no count"),
+        (["--proxy-protocol", "everybody"], "--proxy-protocol: 'everybody' is no network"),
         (["--log-format", "xml"], "--log-format: 'xml' is none of text, json"),
         (["--config", "nothing.toml"], "cannot read nothing.toml: No such file"),
         (["--tls-key", "key.pem"], "TLS needs a certificate: --tls-cert"),

@@ -51,6 +51,13 @@ def test_the_command_line_wins(file: Path) -> None:
     assert options.tls == Certificate("c.pem", "k.pem")
 
 
+@pytest.mark.parametrize("value", ["['::1', '10.0.0.0/8']", "'::1, 10.0.0.0/8'"])
+def test_proxies_are_a_list_either_way(file: Path, value: str) -> None:
+    file.write_text(f"proxy-protocol = {value}")
+    assert read_options({}, file).proxy_protocol == ("::1", "10.0.0.0/8")
+    assert read_options({"proxy_protocol": "unix"}, file).proxy_protocol == ("unix",)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -62,6 +69,8 @@ def test_the_command_line_wins(file: Path) -> None:
         ("threads = [1]", r"threads: '\[1\]' is no count"),
         ("max-frame = 0", "max_frame is 0"),
         ("tls-client-ca = 'ca.pem'", "TLS needs a certificate: --tls-cert"),
+        ("proxy-protocol = '10.0.0.1/8'", "proxy-protocol: '10.0.0.1/8' is no network"),
+        ("proxy-protocol = [7]", "proxy-protocol: '7' is no network"),
     ],
 )
 def test_a_file_that_makes_no_sense(file: Path, text: str, message: str) -> None:

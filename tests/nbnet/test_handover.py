@@ -16,7 +16,7 @@ from nbnet.connection import Connection
 from nbnet.counters import Counters
 from nbnet.framing import encode_frame
 from nbnet.handlers import Handler, reverse
-from nbnet.handover import MOVES_PER_TURN, Arrival, Departure, Records, pack_record
+from nbnet.handover import MOVES_PER_TURN, Arrival, Departure, Record, Records, pack_record
 from nbnet.limits import Limits
 from nbnet.listeners import open_tcp
 from nbnet.notation import Target
@@ -26,14 +26,15 @@ from nbnet.settings import Settings
 from nbnet.states import MOVABLE
 
 PEERS = st.one_of(st.text(), st.builds(Target, st.text(), st.integers(0, 65535)))
-RECORDS = st.lists(st.tuples(PEERS, st.integers(0, 2**40), st.binary(), st.binary()), max_size=5)
+RECORDS = st.lists(
+    st.builds(Record, PEERS, st.integers(0, 2**40), st.binary(), st.binary(), st.booleans()),
+    max_size=5,
+)
 
 
 @given(records=RECORDS, cut=st.integers(1, 50))
-def test_records_survive_any_cut(
-    records: list[tuple[Target | str, int, bytes, bytes]], cut: int
-) -> None:
-    stream = b"".join(pack_record(*record) for record in records)
+def test_records_survive_any_cut(records: list[Record], cut: int) -> None:
+    stream = b"".join(map(pack_record, records))
     parser = Records()
     found = [
         record

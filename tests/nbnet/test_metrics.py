@@ -95,6 +95,8 @@ def test_names_and_labels() -> None:
         'nbnet_errors_total{kind="lost"}',
         'nbnet_errors_total{kind="shed"}',
         'nbnet_errors_total{kind="handshake"}',
+        'nbnet_errors_total{kind="proxy"}',
+        'nbnet_errors_total{kind="proxy_timeout"}',
         'nbnet_errors_total{kind="handshake_timeout"}',
         'nbnet_errors_total{kind="first_byte_timeout"}',
         'nbnet_errors_total{kind="frame_timeout"}',

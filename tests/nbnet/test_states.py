@@ -17,8 +17,9 @@ def reachable(start: State) -> set[State]:
 
 
 def test_every_state_is_reached_and_leads_to_the_end() -> None:
-    assert reachable(State.HANDSHAKING) == set(State)
-    assert reachable(State.READING) == set(State) - {State.HANDSHAKING}
+    assert reachable(State.INTRODUCING) == set(State)
+    assert reachable(State.HANDSHAKING) == set(State) - {State.INTRODUCING}
+    assert reachable(State.READING) == set(State) - {State.INTRODUCING, State.HANDSHAKING}
     assert all(State.CLOSED in reachable(state) for state in State)
 
 
