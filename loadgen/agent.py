@@ -25,8 +25,8 @@ import socket
 import subprocess
 import threading
 import time
-from dataclasses import dataclass, field
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import IO, Any, Final
 
 from loadgen import children

@@ -431,9 +431,7 @@ class Cluster:
     def _start(self, live: list[_State]) -> None:
         """Have all start at one moment."""
         self._compare_clocks()
-        slowest = max(
-            (sample.round_trip for state in live for sample in state.samples), default=0
-        )
+        slowest = max((sample.round_trip for state in live for sample in state.samples), default=0)
         moment = self._clock() + LEAD + 2 * slowest
         words = {}
         for state in live:
@@ -486,7 +484,7 @@ class Cluster:
         if not live:
             return
         with contextlib.suppress(TimeoutError):
-            self._link.call(agent.abort, {worker: (self._run,) for worker in live}, _END)
+            self._link.call(agent.abort, dict.fromkeys(live, (self._run,)), _END)
         deadline = self._clock() + int(_END * 1e9)
         while any(True for _ in self._live()) and self._clock() < deadline:
             event = self._link.next(_TICK)

@@ -18,7 +18,7 @@ import queue
 import threading
 import time
 import warnings
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from loadgen import agent
@@ -88,9 +88,15 @@ class DaskLink:
         """The hosts of the cluster, one worker each, in the order of their addresses.
 
         Raises:
-            TimeoutError: the scheduler does not answer.
+            CommandError: the scheduler does not answer.
         """
-        info = self._wait(self._identify(), self._plan.patience)
+        try:
+            info = self._wait(self._identify(), self._plan.patience)
+        except OSError as error:
+            raise CommandError(
+                f"--cluster {self._plan.scheduler}: the scheduler does not answer",
+                EXIT_NO_CONNECTION,
+            ) from error
         chosen: dict[str, Host] = {}
         for address, worker in sorted(info["workers"].items(), key=lambda item: str(item[0])):
             chosen.setdefault(
@@ -115,7 +121,7 @@ class DaskLink:
             calls = (self._call(each, function, *given) for each, given in arguments.items())
             timed = (asyncio.wait_for(each, seconds) for each in calls)
             results = await asyncio.gather(*timed, return_exceptions=True)
-            return dict(zip(arguments, results, strict=True))  # type: ignore[arg-type]
+            return {each: _expected(one) for each, one in zip(arguments, results, strict=True)}
 
         return self._wait(all_of_them(), seconds + 1)
 
@@ -125,7 +131,7 @@ class DaskLink:
         async def all_of_them() -> dict[str, Sample | Exception]:
             timed = (asyncio.wait_for(self._ask(each), seconds) for each in addresses)
             results = await asyncio.gather(*timed, return_exceptions=True)
-            return dict(zip(addresses, results, strict=True))  # type: ignore[arg-type]
+            return {each: _expected(one) for each, one in zip(addresses, results, strict=True)}
 
         return self._wait(all_of_them(), seconds + 1)
 
@@ -202,8 +208,9 @@ class DaskLink:
         self._client.subscribe_topic("all", self._take_change)
         self._spawn(self._watch_silence())
 
-    async def _identify(self) -> Any:
-        return await self._client.scheduler.identity(n_workers=-1)
+    async def _identify(self) -> dict[str, Any]:
+        info: dict[str, Any] = await self._client.scheduler.identity(n_workers=-1)
+        return info
 
     async def _call(self, address: str, function: Callable[..., T], *arguments: Any) -> T:
         answers = await self._client.run(function, *arguments, workers=[address])
@@ -247,7 +254,7 @@ class DaskLink:
             before, now = now, time.monotonic()
             if now - before > SILENT_AFTER:
                 # It was this process that stood still: what has come is not read yet.
-                self._heard = {host: now for host in self._heard}
+                self._heard = dict.fromkeys(self._heard, now)
             if self._client.status != "running":
                 for host in list(self._heard):
                     del self._heard[host]
@@ -284,7 +291,7 @@ class DaskLink:
             future.release()
         await asyncio.wait_for(self._client.close(), _CLOSE)
 
-    def _spawn(self, work: Awaitable[Any]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
         async def quietly() -> None:
             with contextlib.suppress(Exception):
                 await work
@@ -295,9 +302,13 @@ class DaskLink:
 
     # The thread ----------------------------------------------------------------
 
-    def _wait(self, work: Any, seconds: float) -> Any:
+    def _wait(self, work: Coroutine[Any, Any, T], seconds: float) -> T:
         """What a coroutine comes to, if it does in so many seconds."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(seconds)
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result(seconds)
+        finally:
+            future.cancel()
 
     def _work(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -341,6 +352,13 @@ def _security(plan: ClusterPlan) -> Security:
             f"--cluster-ca, --cluster-cert, --cluster-key: {_first_line(str(error))}", EXIT_USAGE
         ) from error
     return security
+
+
+def _expected(result: T | BaseException) -> T | Exception:
+    """What came back, unless it is something that ends the program."""
+    if isinstance(result, BaseException) and not isinstance(result, Exception):
+        raise result
+    return result
 
 
 def _by_address(host: Host) -> tuple[Any, ...]:

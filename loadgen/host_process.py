@@ -25,6 +25,7 @@ from loadgen.worker import START
 from loadgen.workers import WorkerError, Workers
 from nbnet.command import EXIT_USAGE, CommandError
 
+
 def main() -> None:
     """Run the share that stands on standard input."""
     children.die_with_parent()

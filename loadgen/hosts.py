@@ -84,8 +84,9 @@ def host_notes(hosts: Sequence[HostFigures]) -> list[str]:
     if not late:
         return []
     worst = max(late, key=late.__getitem__)
-    return [
+    words = (
         f"CLOCKS: {len(late)} of {len(hosts)} hosts may have started up to "
         f"{format_duration(late[worst])} earlier or later than the others ({worst}): "
         "the round trips to them take so long"
-    ]
+    )
+    return [words]

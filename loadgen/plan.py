@@ -316,18 +316,16 @@ def parse_scheduler(text: str) -> str:
     >>> parse_scheduler("10.0.0.7:8786"), parse_scheduler("tls://scheduler:8786")
     ('tcp://10.0.0.7:8786', 'tls://scheduler:8786')
     """
-    scheme, separator, rest = text.rpartition("://")
+    match = re.fullmatch(r"(?:(tcp|tls)://)?(.+)", text)
     try:
-        if scheme not in ("", "tcp", "tls") or (separator and not scheme):
-            raise ValueError
-        found = parse_address(rest)
-        if found.path or found.tls or not found.port:
-            raise ValueError
+        found = parse_address(match[2]) if match else None
     except ValueError:
+        found = None
+    if match is None or found is None or found.path or found.tls or not found.port:
         raise ValueError(
             f"{text!r} is no address of a scheduler: expected one like tcp://scheduler:8786"
-        ) from None
-    return f"{scheme or 'tcp'}://{rest}"
+        )
+    return f"{match[1] or 'tcp'}://{match[2]}"
 
 
 def parse_rate(text: str) -> float:

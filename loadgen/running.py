@@ -119,7 +119,9 @@ def run(
         started_at = datetime.now(UTC)
 
         def summed_up(*, ended: bool, interrupted: bool) -> Run:
-            loader = examine(tally, workers, hosts=len(hosts()))
+            # Engines tell their processor time in the end: those of a lost host never do.
+            lost = sum(host.workers for host in hosts() if host.lost is not None)
+            loader = examine(tally, max(1, workers - lost), hosts=len(hosts()))
             results = tuple(
                 # What ended the run has failed, whatever late replies make of it.
                 watch.failed
@@ -173,9 +175,7 @@ _Engines: TypeAlias = tuple[Crew, int, Address, Callable[[], tuple[HostFigures, 
 """Engines, how many, the server, and what their hosts did."""
 
 
-def _engines_here(
-    plan: Plan, site: Site, stack: contextlib.ExitStack, *, quiet: bool
-) -> _Engines:
+def _engines_here(plan: Plan, site: Site, stack: contextlib.ExitStack, *, quiet: bool) -> _Engines:
     """Start the engines of a plan on this machine, and the bundled server without a target."""
     embedded = site.embedded or site.target is None
     workers = site.workers or spare_workers(plan, embedded=embedded)
