@@ -222,7 +222,7 @@ class Cluster:
         deadline = self._clock() + int(patience * 1e9)
         hosts = self._link.hosts()
         while len(hosts) < (wanted or 1) and self._clock() < deadline:
-            time.sleep(_TICK)
+            self._link.next(_TICK)  # nothing is to be heard yet
             hosts = self._link.hosts()
         if len(hosts) < (wanted or 1):
             there = f"{len(hosts)} hosts" if hosts else "no host"

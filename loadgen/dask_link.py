@@ -57,7 +57,7 @@ class DaskLink:
     def __init__(self, plan: ClusterPlan, run: str) -> None:
         self._plan = plan
         self._run = run
-        self._loop = asyncio.new_event_loop()
+        self._loop: asyncio.AbstractEventLoop
         self._thread = threading.Thread(target=self._work, name="loadgen cluster", daemon=True)
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._client: Client
@@ -68,6 +68,7 @@ class DaskLink:
 
     def __enter__(self) -> Self:
         security = _security(self._plan)
+        self._loop = asyncio.new_event_loop()
         self._thread.start()
         with contextlib.ExitStack() as stack:
             stack.callback(self._end)
@@ -312,7 +313,15 @@ class DaskLink:
 
     def _work(self) -> None:
         asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
+        try:
+            self._loop.run_forever()
+            # What Dask's client has left behind.
+            left = asyncio.all_tasks(self._loop)
+            for task in left:
+                task.cancel()
+            self._loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        finally:
+            self._loop.close()
 
     def _end(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)

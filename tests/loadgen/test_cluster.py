@@ -348,7 +348,7 @@ def test_stopping_has_all_hosts_report() -> None:
     both = hosts(deaf="start")
     for host in both:
         host.parts = []
-    stopped = []
+    stopped: list[bool] = []
 
     def before(link: FakeLink, cluster: Cluster) -> None:
         following = link.next
