@@ -24,36 +24,50 @@ class DaskCluster:
 
     Attributes:
         scheduler: its address.
-        workers: the processes, by host.
+        workers: the processes, by host; the scheduler's is among them.
     """
 
     def __init__(
-        self, folder: Path, stack: contextlib.ExitStack, security: Sequence[str] = ()
+        self,
+        folder: Path,
+        stack: contextlib.ExitStack,
+        security: Sequence[str] = (),
+        host: str = "127.0.0.1",
+        prefix: Sequence[str] = (),
     ) -> None:
         self._folder = folder
         self._stack = stack
         self._security = list(security)
         self._contact = folder / "scheduler.json"
-        self.workers: dict[str, subprocess.Popen[bytes]] = {}
-        self._start(
-            "scheduler", "--host", "tls://127.0.0.1" if security else "127.0.0.1",
-            *("--port", "0", "--no-dashboard", "--scheduler-file", str(self._contact)),
-        )  # fmt: skip
         self.scheduler = ""
+        self.workers: dict[str, subprocess.Popen[bytes]] = {}
+        self.workers["scheduler"] = self._start(
+            *("scheduler", "--host", host, "--port", "0", "--no-dashboard"),
+            *("--scheduler-file", str(self._contact)),
+            prefix=prefix,
+        )
 
-    def add(self, host: str, *options: str, prefix: Sequence[str] = ()) -> None:
-        """Start a worker on an address of loopback; it registers later."""
-        self.workers[host] = self._start(
+    def add(
+        self, host: str, *options: str, name: str | None = None, prefix: Sequence[str] = ()
+    ) -> None:
+        """Start a worker on an address; it registers later.
+
+        Args:
+            name: what it is called in ``workers``; None is the host.
+            prefix: a command that runs it elsewhere.
+        """
+        name = name or host
+        self.workers[name] = self._start(
             *("worker", "--scheduler-file", str(self._contact), "--host", host),
             *("--no-nanny", "--nthreads", "1", "--no-dashboard", "--death-timeout", "60"),
             *("--local-directory", str(self._folder), *options),
-            name=f"worker-{host}",
+            name=name,
             prefix=prefix,
         )
 
     def wait(self, host: str) -> None:
         """Until a worker has registered."""
-        log = self._folder / f"worker-{host}.log"
+        log = self._folder / f"{host}.log"
 
         def registered() -> bool:
             assert self.workers[host].poll() is None, log.read_text()
@@ -73,7 +87,7 @@ class DaskCluster:
         process = self.workers.pop(host)
         process.send_signal(number)
         process.wait(PATIENCE)
-        (self._folder / f"worker-{host}.log").unlink()
+        (self._folder / f"{host}.log").unlink()
 
     def _start(
         self, command: str, *options: str, name: str = "", prefix: Sequence[str] = ()
@@ -99,7 +113,15 @@ def _reap(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextlib.contextmanager
-def starting(folder: Path, *security: str) -> Iterator[DaskCluster]:
-    """A scheduler; workers are for the caller to add. No process is left at the end."""
+def starting(
+    folder: Path, *security: str, host: str = "127.0.0.1", prefix: Sequence[str] = ()
+) -> Iterator[DaskCluster]:
+    """A scheduler; workers are for the caller to add. No process is left at the end.
+
+    Args:
+        security: options of TLS, of all processes.
+        host: the address of the scheduler.
+        prefix: a command that runs it elsewhere.
+    """
     with contextlib.ExitStack() as stack:
-        yield DaskCluster(folder, stack, security)
+        yield DaskCluster(folder, stack, security, host, prefix)

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
+from loadgen import agent
 from loadgen.cluster import Cluster
 from loadgen.commands import load_of
 from loadgen.plan import ClusterPlan, Plan
@@ -23,7 +25,7 @@ from loadgen.running import run
 from loadgen.tally import Counts, Phase, Snapshot
 
 from .clusters import HOSTS, DaskCluster, starting
-from .command import PATIENCE, call, running
+from .command import PATIENCE, Ended, call, running
 from .processes import is_gone, wait_until
 from .schema import assert_all_verified, assert_valid
 from .servers import Peer, serving
@@ -195,6 +197,126 @@ def test_another_version_on_a_host_is_refused(
     assert done.code == 2
     assert done.line.startswith("loadgen: host 127.0.0.4 has loadgen 0.0.9 and this machine ")
     assert done.line.endswith(": all need the same")
+
+
+@pytest.mark.slow
+def test_a_host_that_stands_still_is_said_within_a_second_and_lost_after_five(
+    cluster: DaskCluster, options: list[str]
+) -> None:
+    with running(*options, "--duration", "10m") as process:
+        assert process.stderr is not None
+        pids = pids_on(cluster)
+        wait_until(lambda: all(len(cluster.engines(host)) == 2 for host in HOSTS))
+        process.stderr.readline()
+        stopped = time.monotonic()
+        cluster.workers[LAST].send_signal(signal.SIGSTOP)
+        line = process.stderr.readline()
+        noticed = time.monotonic() - stopped
+        assert line.startswith("host 127.0.0.3: nothing heard for ")
+        # A tenth for the looks, and what a busy machine takes.
+        assert noticed < 1.5
+        while "was lost" not in (line := process.stderr.readline()):
+            assert line
+        lost = time.monotonic() - stopped
+        out, _ = process.communicate(timeout=PATIENCE)
+    assert 4.5 < lost < 8.0
+    assert process.returncode == 1
+    assert "(nothing was heard of it for 5 s)" in " ".join(out.split())
+    # It hears that it is to end when it goes on.
+    cluster.workers[LAST].send_signal(signal.SIGCONT)
+    wait_until(lambda: all(is_gone(pid) for pid in pids))
+
+
+@pytest.mark.slow
+def test_when_the_controller_is_killed_its_agents_end_by_themselves(
+    cluster: DaskCluster, options: list[str]
+) -> None:
+    with running(*options, "--duration", "10m", "--quiet") as process:
+        pids = pids_on(cluster)
+        process.kill()
+    wait_until(lambda: all(is_gone(pid) for pid in pids), seconds=agent.LEASE + 10)
+    assert call(*options, "--duration", "100ms", "--quiet").code == 0, "and the hosts are free"
+
+
+@pytest.mark.slow
+def test_two_runs_at_a_time_do_not_share_a_host(cluster: DaskCluster, options: list[str]) -> None:
+    with running(*options, "--duration", "10m", "--quiet") as process:
+        pids_on(cluster)
+        done = call(*options)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=PATIENCE)
+    assert done.code == 2
+    assert done.err.endswith("host 127.0.0.2: another run is going on there\n")
+    assert process.returncode == 130
+
+
+@pytest.mark.slow
+def test_two_workers_on_a_host_are_one_host(cluster: DaskCluster, options: list[str]) -> None:
+    cluster.add("127.0.0.2", "--name", "second", name="second")
+    cluster.wait("second")
+    done = call(*options, "--duration", "100ms")
+    cluster.remove("second")
+    assert done.code == 0, done.err
+    assert done.err.startswith("2 hosts, 2 workers: 127.0.0.2, 127.0.0.3;")
+
+
+@pytest.mark.slow
+def test_a_scheduler_that_is_killed_ends_the_run(tmp_path: Path, address: tuple[str, int]) -> None:
+    with starting(tmp_path) as cluster:
+        cluster.add(LAST)
+        cluster.wait(LAST)
+        target = f"{address[0]}:{address[1]}"
+        options = ("--cluster", cluster.scheduler, "--target", target)
+        with running(*options, "--duration", "10m", "--quiet") as process:
+            wait_until(lambda: len(cluster.engines(LAST)) == 2, seconds=PATIENCE)
+            pids = cluster.engines(LAST)
+            cluster.remove("scheduler")
+            out, _ = process.communicate(timeout=PATIENCE)
+        assert process.returncode in (1, 4)
+        assert "(the scheduler is gone)" in out
+        wait_until(lambda: all(is_gone(pid) for pid in pids), seconds=agent.LEASE + 10)
+
+
+@pytest.mark.slow
+def test_all_is_encrypted_and_only_who_has_a_certificate_may_use_the_cluster(
+    tmp_path: Path, address: tuple[str, int]
+) -> None:
+    authority, stranger = trustme.CA(), trustme.CA()
+    files = {name: tmp_path / f"{name}.pem" for name in ("ca", "cert", "key", "other", "other_key")}
+    authority.cert_pem.write_to_path(files["ca"])
+    for issuer, cert, key in ((authority, "cert", "key"), (stranger, "other", "other_key")):
+        issued = issuer.issue_cert("loadgen.example")
+        issued.cert_chain_pems[0].write_to_path(files[cert])
+        issued.private_key_pem.write_to_path(files[key])
+    security = [
+        *("--protocol", "tls", "--tls-ca-file", str(files["ca"])),
+        *("--tls-cert", str(files["cert"]), "--tls-key", str(files["key"])),
+    ]
+    with starting(tmp_path, *security) as cluster:
+        cluster.add(LAST)
+        cluster.wait(LAST)
+        assert cluster.scheduler.startswith("tls://127.0.0.1:")
+        where = ("--target", f"{address[0]}:{address[1]}", "--duration", "100ms")
+
+        def attempt(scheduler: str, *options: str) -> Ended:
+            return call("--cluster", scheduler, *where, "--cluster-timeout", "4s", *options)
+
+        ours = ("--cluster-ca", str(files["ca"]))
+        done = attempt(
+            cluster.scheduler,
+            *(*ours, "--cluster-cert", str(files["cert"]), "--cluster-key", str(files["key"])),
+        )
+        assert done.code == 0, done.err
+        refused = attempt(
+            cluster.scheduler,
+            *(*ours, "--cluster-cert", str(files["other"])),
+            *("--cluster-key", str(files["other_key"])),
+        )
+        assert refused.code == 4
+        assert "cannot connect to a Dask scheduler there" in refused.line
+        plain = attempt(cluster.scheduler.replace("tls:", "tcp:"))
+        assert plain.code == 4
+        assert "cannot connect to a Dask scheduler there" in plain.line
 
 
 # Without a cluster -----------------------------------------------------------
