@@ -49,6 +49,8 @@ LEAD: Final = 200_000_000
 """Nanoseconds from the word to start to the start, beside two round trips."""
 SAMPLES: Final = 5
 """Round trips by which clocks are compared; more cost time and gain little."""
+SAMPLE_SECONDS: Final = 1.0
+"""That one may take: a longer one would tell nothing."""
 MESSAGES_A_SECOND: Final = 50_000
 """That a slow host makes ahead of a run."""
 _TICK: Final = 0.1
@@ -84,6 +86,7 @@ class Heard(Enum):
     SILENT = auto()  # for how many seconds nothing was heard
     AGAIN = auto()  # it is heard again
     TIME = auto()  # a Sample of its clock
+    ANSWER = auto()  # the arguments of a call that was posted, and what came of it
 
 
 class Event(NamedTuple):
@@ -113,8 +116,15 @@ class Link(Protocol):
     def place(self, host: Host) -> None:
         """Start the agent on a host."""
 
-    def post(self, function: Callable[..., object], calls: Calls) -> None:
-        """Call without waiting; may be called from a signal handler."""
+    def post(
+        self, function: Callable[..., object], calls: Calls, seconds: float | None = None
+    ) -> None:
+        """Call without waiting; may be called from a signal handler.
+
+        Args:
+            seconds: the time after which what came of each is heard, at the latest;
+                None if it does not matter.
+        """
 
     def next(self, seconds: float) -> Event | None:
         """What is heard next; None if nothing is in so many seconds."""
@@ -191,6 +201,7 @@ class Cluster:
         self._states: dict[str, _State] = {}
         self._step = _Step.PLACED
         self._deadline = 0
+        self._moment = 0
         self._stopped = False
         self._stopping = False  # known to those who wait
         self._stack = contextlib.ExitStack()
@@ -299,11 +310,15 @@ class Cluster:
         live = dict(self._live())
         new: dict[str, list[Sample]] = {worker: [] for worker in live}
         for _ in range(SAMPLES):
-            for worker, sample in self._link.time(list(live), self._cluster.patience).items():
+            for worker, sample in self._link.time(list(new), SAMPLE_SECONDS).items():
                 if isinstance(sample, Sample):
                     new[worker].append(sample)
+                else:  # who does not answer once does not hold up the others again
+                    state = live.pop(worker)
+                    state.samples += new.pop(worker)
         for worker, state in live.items():
-            state.samples = new[worker] or state.samples
+            state.samples = new[worker]
+        for _, state in self._live():
             if state.samples:
                 state.offset = estimate(state.samples)
                 state.figures.clock_offset = state.offset.ahead / 1e9
@@ -371,6 +386,8 @@ class Cluster:
             )
         elif event.kind is Heard.AGAIN:
             self._tell(f"host {state.host.address}: heard again")
+        elif event.kind is Heard.ANSWER:
+            self._take_answer(state, *event.value)
         elif event.kind is Heard.TIME and state.offset is not None:
             now = estimate([event.value])
             if now.differs(state.offset):
@@ -432,39 +449,33 @@ class Cluster:
         """Have all start at one moment."""
         self._compare_clocks()
         slowest = max((sample.round_trip for state in live for sample in state.samples), default=0)
-        moment = self._clock() + LEAD + 2 * slowest
+        self._moment = self._clock() + LEAD + 2 * slowest
         words = {}
         for state in live:
             if state.offset is None:
                 self._lose(state, "its clock could not be compared")
             else:
-                words[state] = START.pack(state.offset.there(moment))
-        for state, heard in self._command(words).items():
-            assert state.offset is not None
-            late = max(0, heard - state.offset.there(moment))
-            state.figures.start_within = (state.offset.within + late) / 1e9
+                words[state] = START.pack(state.offset.there(self._moment))
+        self._command(words)
         plan = self._plan
         self._allow(
-            (moment - self._clock()) / 1e9
+            (self._moment - self._clock()) / 1e9
             + (plan.warmup + plan.duration + 2 * plan.grace)
             + self._cluster.patience
         )
 
-    def _command(self, words: Mapping[_State, bytes]) -> dict[_State, int]:
-        """Tell hosts something; when each heard it, on its clock. Who does not hear is lost."""
-        answers = self._link.call(
-            agent.command,
-            {state.host.worker: (self._run, word) for state, word in words.items()},
-            self._cluster.patience,
-        )
-        heard = {}
-        for state in words:
-            answer = answers[state.host.worker]
-            if isinstance(answer, Exception):
-                self._lose(state, f"it could not be told to go on: {_in_words(answer)}")
-            else:
-                heard[state] = answer
-        return heard
+    def _command(self, words: Mapping[_State, bytes]) -> None:
+        """Tell hosts to go on; who does not hear is lost."""
+        calls = {state.host.worker: (self._run, word) for state, word in words.items()}
+        self._link.post(agent.command, calls, self._cluster.patience)
+
+    def _take_answer(self, state: _State, words: tuple[str, bytes], answer: Any) -> None:
+        """A host has heard to go on, at a moment of its clock, or it has not."""
+        if isinstance(answer, Exception):
+            self._lose(state, f"it could not be told to go on: {_in_words(answer)}")
+        elif words[1] != CONNECT and state.offset is not None:
+            late = max(0, answer - state.offset.there(self._moment))
+            state.figures.start_within = (state.offset.within + late) / 1e9
 
     def _lose(self, state: _State, reason: str) -> None:
         """A host is lost: without ``keep_going``, the others report and end."""

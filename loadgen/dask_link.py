@@ -64,6 +64,7 @@ class DaskLink:
         self._placed: list[Future[None]] = []
         self._heard: dict[str, float] = {}  # when, of the hosts that are watched
         self._silent: set[str] = set()
+        self._gone: dict[str, asyncio.Event] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def __enter__(self) -> Self:
@@ -164,12 +165,30 @@ class DaskLink:
         except queue.Empty:
             return None
 
-    def post(self, function: Callable[..., object], calls: Calls) -> None:
-        """As ``call``, but without waiting for it; may be called from a signal handler."""
+    def post(
+        self, function: Callable[..., object], calls: Calls, seconds: float | None = None
+    ) -> None:
+        """As ``call``, but without waiting for it; may be called from a signal handler.
+
+        Args:
+            seconds: the time after which what came of each is an event, at the
+                latest; None if it does not matter.
+        """
+
+        async def post_one(address: str, arguments: tuple[Any, ...]) -> None:
+            answer: object
+            try:
+                answer = await asyncio.wait_for(
+                    self._call(address, function, *arguments), seconds or self._plan.patience
+                )
+            except Exception as error:
+                answer = error
+            if seconds is not None:
+                self._events.put(Event(address, Heard.ANSWER, (arguments, answer)))
 
         def begin() -> None:
             for address, arguments in calls.items():
-                self._spawn(self._call(address, function, *arguments))
+                self._spawn(post_one(address, arguments))
 
         with contextlib.suppress(RuntimeError):  # all is over
             self._loop.call_soon_threadsafe(begin)
@@ -214,9 +233,24 @@ class DaskLink:
         return info
 
     async def _call(self, address: str, function: Callable[..., T], *arguments: Any) -> T:
-        answers = await self._client.run(function, *arguments, workers=[address])
-        result: T = answers[address]
-        return result
+        """Call a function on a worker; as soon as that is gone, it is no use to wait for it.
+
+        Raises:
+            ConnectionError: it is gone. Dask itself would try for half a minute.
+            Exception: whatever the function raised, or the way there.
+        """
+        gone = self._gone.setdefault(address, asyncio.Event())
+        call = asyncio.ensure_future(self._client.run(function, *arguments, workers=[address]))
+        end = asyncio.ensure_future(gone.wait())
+        try:
+            await asyncio.wait({call, end}, return_when=asyncio.FIRST_COMPLETED)
+            if not call.done():
+                raise ConnectionError("its Dask worker ended")
+            result: T = call.result()[address]
+            return result
+        finally:
+            call.cancel()
+            end.cancel()
 
     async def _ask(self, address: str) -> Sample:
         asked = time.monotonic_ns()
@@ -246,6 +280,7 @@ class DaskLink:
         message = event[1]
         if message.get("action") == "remove-worker":
             self._heard.pop(message["worker"], None)
+            self._gone.setdefault(message["worker"], asyncio.Event()).set()
             self._events.put(Event(message["worker"], Heard.GONE, "its Dask worker ended"))
 
     async def _watch_silence(self) -> None:

@@ -100,7 +100,7 @@ class FakeLink:
         self.there = {host.worker: host for host in hosts}
         self.events: deque[Event] = deque()
         self.now = 10**12
-        self.on_start: Callable[[], None] = lambda: None
+        self.asked: list[str] = []
         for host in hosts:
             host.tell = self.events.append
 
@@ -144,6 +144,7 @@ class FakeLink:
 
     def time(self, addresses: list[str], seconds: float) -> dict[str, Any]:
         del seconds
+        self.asked += addresses
         asked = self.now
         self.now += TRIP
         return {
@@ -156,8 +157,13 @@ class FakeLink:
     def place(self, host: Host) -> None:
         self.there[host.worker].place()
 
-    def post(self, function: Any, calls: Calls) -> None:
-        self.call(function, calls, 0)
+    def post(self, function: Any, calls: Calls, seconds: float | None = None) -> None:
+        before = len(self.events)
+        answers = self.call(function, calls, 0)
+        if seconds is not None:
+            for worker, answer in answers.items():
+                event = Event(worker, Heard.ANSWER, (calls[worker], answer))
+                self.events.insert(before, event)
 
     def next(self, seconds: float) -> Event | None:
         if self.events:

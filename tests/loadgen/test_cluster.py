@@ -341,6 +341,18 @@ def test_a_host_that_is_gone_after_it_told_everything_is_not_lost() -> None:
     assert Ran(only, before=before).losses == []
 
 
+def test_a_host_that_does_not_answer_does_not_hold_up_the_others() -> None:
+    one, other = hosts(deaf="time")
+    other.deaf = ""
+    ran = Ran(one, other, keep_going=True)
+    assert [each.lost for each in ran.figures] == [
+        "it could not be told to go on: no answer in time",
+        None,
+    ]
+    asked = ran.link.asked.count(one.worker)
+    assert asked <= 2, "once a comparison of clocks"
+
+
 # While it goes on ------------------------------------------------------------
 
 
