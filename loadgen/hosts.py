@@ -63,7 +63,7 @@ class HostFigures:
     @property
     def loss(self) -> str:
         """That it was lost, and what is missing therefore, in words."""
-        when = f"after {format_duration(self.elapsed)}" if self.elapsed else "before the start"
+        when = f"after {format_duration(self.elapsed)}" if self.elapsed else "before it measured"
         return (
             f"host {self.host} was lost {when} ({self.lost}): its figures from then on are missing"
         )

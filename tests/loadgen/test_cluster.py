@@ -159,7 +159,7 @@ def test_no_host_connects_before_all_are_prepared_nor_starts_before_all_have_con
     assert one.told == ["stop"]
     [loss] = ran.losses
     assert loss == (
-        "host 10.0.0.2 was lost before the start (it was not prepared in time): "
+        "host 10.0.0.2 was lost before it measured (it was not prepared in time): "
         "its figures from then on are missing"
     )
     one, other = hosts()
