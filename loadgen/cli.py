@@ -15,7 +15,14 @@ from loadgen.commands import TAKES_LOADS, check_connected, check_outputs, refusa
 from loadgen.commands import compare as _compare
 from loadgen.commands.capacity import capacity
 from loadgen.commands.chaos import chaos
-from loadgen.plan import Plan, TlsPlan, parse_rate, parse_stages
+from loadgen.plan import (
+    ClusterPlan,
+    Plan,
+    TlsPlan,
+    parse_rate,
+    parse_scheduler,
+    parse_stages,
+)
 from loadgen.report import Run, files, outputs
 from loadgen.report import json as json_report
 from loadgen.report.terminal import SHOWN, parse_percentiles, summary
@@ -42,6 +49,7 @@ _TRAFFIC = "What is sent, and what has to come back"
 _LIMITS = "Connections and limits"
 _FAILING = "When a run fails"
 _TLS = "TLS"
+_CLUSTER = "Many machines (extra: distributed)"
 _REPORTS = "Reports"
 
 _OF_A_RUN = (
@@ -397,6 +405,70 @@ def loadgen(
             help="The name in the server's certificate, if it is not the host's.",
         ),
     ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            "--cluster",
+            metavar="ADDRESS",
+            rich_help_panel=_CLUSTER,
+            help="Run on the hosts of a Dask cluster, --workers on each: its scheduler, "
+            "tcp://HOST:8786 or tls://HOST:8786.",
+        ),
+    ] = None,
+    cluster_hosts: Annotated[
+        str | None,
+        typer.Option(
+            "--cluster-hosts",
+            metavar="N",
+            show_default="all there are",
+            rich_help_panel=_CLUSTER,
+            help="Use so many hosts, and wait for them.",
+        ),
+    ] = None,
+    cluster_timeout: Annotated[
+        str,
+        typer.Option(
+            "--cluster-timeout",
+            metavar="TIME",
+            rich_help_panel=_CLUSTER,
+            help="How long the scheduler or a host may take for anything beyond the run itself.",
+        ),
+    ] = "10s",
+    cluster_keep_going: Annotated[
+        bool,
+        typer.Option(
+            "--cluster-keep-going",
+            rich_help_panel=_CLUSTER,
+            help="Go on with the other hosts when one is lost; without, the run ends early.",
+        ),
+    ] = False,
+    cluster_ca: Annotated[
+        str | None,
+        typer.Option(
+            "--cluster-ca",
+            metavar="FILE",
+            rich_help_panel=_CLUSTER,
+            help="Who may sign the certificates of the cluster.",
+        ),
+    ] = None,
+    cluster_cert: Annotated[
+        str | None,
+        typer.Option(
+            "--cluster-cert",
+            metavar="FILE",
+            rich_help_panel=_CLUSTER,
+            help="The certificate to show to the scheduler.",
+        ),
+    ] = None,
+    cluster_key: Annotated[
+        str | None,
+        typer.Option(
+            "--cluster-key",
+            metavar="FILE",
+            rich_help_panel=_CLUSTER,
+            help="Its private key, if it stands in a file of its own.",
+        ),
+    ] = None,
     csv: Annotated[
         str | None,
         typer.Option(
@@ -451,6 +523,8 @@ def loadgen(
     loadgen --conns 5000 --duration 30s
 
     loadgen --target 10.0.0.7:6789 --rate 20k --arrivals poisson --payload-unique
+
+    loadgen --cluster tcp://10.0.0.1:8786 --target 10.0.0.7:6789 --workers auto --conns 20k
     """
     if ctx.invoked_subcommand is not None:
         _check_order(ctx, ctx.invoked_subcommand)
@@ -486,7 +560,16 @@ def loadgen(
             target=server,
             workers=None if workers == "auto" else parsed("--workers", _parse_workers, workers),
             sources=tuple(source or ()),
-            tls=_tls(server, tls_ca, tls_cert, tls_key, tls_server_name),
+            # On a cluster its files are of the hosts, which look for them.
+            tls=_tls(server, tls_ca, tls_cert, tls_key, tls_server_name, here=cluster is None),
+            cluster=_cluster(
+                server,
+                optional("--cluster", parse_scheduler, cluster),
+                hosts=optional("--cluster-hosts", parse_count, cluster_hosts),
+                patience=parsed("--cluster-timeout", parse_duration, cluster_timeout),
+                keep_going=cluster_keep_going,
+                files=(cluster_ca, cluster_cert, cluster_key),
+            ),
         )
         times = optional("--repeat", parse_count, repeat)
         if times == 0:
@@ -612,6 +695,8 @@ def _tls(
     cert: str | None,
     key: str | None,
     server_name: str | None,
+    *,
+    here: bool,
 ) -> TlsPlan | None:
     if target is None or not target.tls:
         if ca or cert or key or server_name:
@@ -619,13 +704,58 @@ def _tls(
         return None
     if key and not cert:
         raise CommandError("--tls-key: needs --tls-cert", EXIT_USAGE)
-    from nbnet.tls import client_context  # takes its time, and most do without
+    if here:
+        from nbnet.tls import client_context  # takes its time, and most do without
 
-    try:
-        client_context(ca, cert, key)
-    except ValueError as error:
-        raise CommandError(str(error), EXIT_USAGE) from error
+        try:
+            client_context(ca, cert, key)
+        except ValueError as error:
+            raise CommandError(str(error), EXIT_USAGE) from error
     return TlsPlan(server_name=server_name or target.host, authority=ca, certificate=cert, key=key)
+
+
+def _cluster(
+    target: Address | None,
+    scheduler: str | None,
+    *,
+    hosts: int | None,
+    patience: float,
+    keep_going: bool,
+    files: tuple[str | None, str | None, str | None],
+) -> ClusterPlan | None:
+    if scheduler is None:
+        if hosts is not None or keep_going or any(files):
+            raise CommandError("--cluster-...: needs --cluster tcp://HOST:PORT", EXIT_USAGE)
+        return None
+    if target is None:
+        raise CommandError(
+            "--cluster: needs --target, a server that all hosts reach "
+            "(start one with: nbnet serve --host 0.0.0.0)",
+            EXIT_USAGE,
+        )
+    if target.path:
+        raise CommandError(
+            f"--target {target}: a unix socket is of one machine, not of a --cluster", EXIT_USAGE
+        )
+    if hosts == 0:
+        raise CommandError("--cluster-hosts 0: at least 1 is needed", EXIT_USAGE)
+    if not patience > 0:
+        raise CommandError("--cluster-timeout: more than 0 is needed", EXIT_USAGE)
+    authority, certificate, key = files
+    if any(files) and not scheduler.startswith("tls://"):
+        raise CommandError(
+            "--cluster-ca, --cluster-cert, --cluster-key: need --cluster tls://HOST:PORT",
+            EXIT_USAGE,
+        )
+    return ClusterPlan(
+        scheduler=scheduler,
+        authority=authority,
+        certificate=certificate,
+        key=key,
+        hosts=hosts,
+        patience=patience,
+        keep_going=keep_going,
+    )
 
 
 def _report(

@@ -11,7 +11,7 @@ from typing import Final, Self
 from loadgen.schedule import Schedule, Stage
 from loadgen.traffic import Message, Traffic
 from nbnet.machine import SocketAddress
-from nbnet.notation import format_duration, parse_count, parse_duration
+from nbnet.notation import format_duration, parse_address, parse_count, parse_duration
 
 LONGEST_DURATION: Final = 366 * 24 * 3600.0
 """Seconds; a year, to tell a slip of the finger from a plan."""
@@ -277,6 +277,55 @@ class TlsPlan:
     authority: str | None = None
     certificate: str | None = None
     key: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterPlan:
+    """Which Dask cluster carries a plan out, and how.
+
+    Attributes:
+        scheduler: its address, as Dask writes it: ``tcp://HOST:PORT`` or ``tls://HOST:PORT``.
+        authority: a PEM file of who may sign the certificates of the cluster.
+        certificate, key: PEM files to show to the scheduler.
+        hosts: how many to use, and to wait for; None takes those that are there.
+        patience: seconds that the scheduler, a host or its agent may take for anything
+            beyond what the plan asks of it.
+        keep_going: whether the others go on when a host is lost.
+    """
+
+    scheduler: str
+    authority: str | None = None
+    certificate: str | None = None
+    key: str | None = None
+    hosts: int | None = None
+    patience: float = 10.0
+    keep_going: bool = False
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether the scheduler is spoken to by TLS."""
+        return self.scheduler.startswith("tls://")
+
+
+def parse_scheduler(text: str) -> str:
+    """The address of a Dask scheduler in ``tcp://HOST:PORT``, ``tls://HOST:PORT``, ``HOST:PORT``.
+
+    Raises:
+        ValueError: the text is none.
+
+    >>> parse_scheduler("10.0.0.7:8786"), parse_scheduler("tls://scheduler:8786")
+    ('tcp://10.0.0.7:8786', 'tls://scheduler:8786')
+    """
+    match = re.fullmatch(r"(?:(tcp|tls)://)?(.+)", text)
+    try:
+        found = parse_address(match[2]) if match else None
+    except ValueError:
+        found = None
+    if match is None or found is None or found.path or found.tls or not found.port:
+        raise ValueError(
+            f"{text!r} is no address of a scheduler: expected one like tcp://scheduler:8786"
+        )
+    return f"{match[1] or 'tcp'}://{match[2]}"
 
 
 def parse_rate(text: str) -> float:

@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from types import FrameType
-from typing import Final, TypeAlias, TypeVar
+from typing import Final, Protocol, TypeAlias, TypeVar
 
 from loadgen import preflight
 from loadgen.embedded import embedded_server
+from loadgen.hosts import HostFigures, losses
 from loadgen.metrics import served_metrics
-from loadgen.plan import Job, Plan, TlsPlan
+from loadgen.plan import ClusterPlan, Job, Plan, TlsPlan
 from loadgen.report import Run
 from loadgen.report.progress import live_progress, no_progress
 from loadgen.tally import Snapshot, Tally
@@ -46,6 +47,7 @@ class Site:
         sources: addresses of this machine to connect from.
         tls: how to encrypt; None does not.
         embedded: whether the target is the bundled server, see ``standing``.
+        cluster: whose hosts run the workers, so many each; None runs them here.
     """
 
     target: Address | None = None
@@ -53,6 +55,17 @@ class Site:
     sources: tuple[str, ...] = ()
     tls: TlsPlan | None = None
     embedded: bool = False
+    cluster: ClusterPlan | None = None
+
+
+class Crew(Protocol):
+    """The engines of a run, wherever they are: their snapshots, until all are done."""
+
+    def __iter__(self) -> Iterator[Snapshot]:
+        """Every snapshot of every engine."""
+
+    def stop(self) -> None:
+        """Have them stop sending and report; may be called from a signal handler."""
 
 
 def run(
@@ -91,24 +104,24 @@ def run(
     """
     check(thresholds, plan)
     embedded = site.embedded or site.target is None
-    workers = site.workers or spare_workers(plan, embedded=embedded)
-    preflight.check_machine(plan, workers, embedded=embedded)
-    shares = [plan.share(worker, workers) for worker in range(workers)]
-    messages = plan.traffic.build(plan.seed, plan.in_flight)
     with contextlib.ExitStack() as stack:
         publish = stack.enter_context(
             no_progress() if metrics is None else served_metrics(metrics, plan)
         )
-        # The bundled server's limit of open files is the one that the check above has raised.
-        target, _ = stack.enter_context(standing(site, quiet=quiet))
-        jobs = _jobs(plan, shares, messages, site, target)
+        engines, workers, target, hosts = (
+            _engines_here(plan, site, stack, quiet=quiet)
+            if site.cluster is None
+            else _engines_elsewhere(plan, site, site.cluster, stack, quiet=quiet)
+        )
         tally = Tally(keep_histograms=keep_histograms)
         watch = Watch(thresholds if abort_on_fail else (), plan, workers)
         aborted_at: float | None = None
         started_at = datetime.now(UTC)
 
         def summed_up(*, ended: bool, interrupted: bool) -> Run:
-            loader = examine(tally, workers)
+            # Engines tell their processor time in the end: those of a lost host never do.
+            lost = sum(host.workers for host in hosts() if host.lost is not None)
+            loader = examine(tally, max(1, workers - lost), hosts=len(hosts()))
             results = tuple(
                 # What ended the run has failed, whatever late replies make of it.
                 watch.failed
@@ -117,7 +130,11 @@ def run(
                 for each in evaluate(thresholds, plan, tally, loader)
             )
             verdict = judge(
-                tally.counts, interrupted=interrupted, thresholds=results, aborted_at=aborted_at
+                tally.counts,
+                interrupted=interrupted,
+                thresholds=results,
+                aborted_at=aborted_at,
+                losses=losses(hosts()),
             )
             return Run(
                 plan=plan,
@@ -131,9 +148,10 @@ def run(
                 verdict=verdict if ended else _incomplete(verdict),
                 thresholds=results,
                 aborted_at=aborted_at,
+                hosts=hosts(),
             )
 
-        with Workers(jobs) as engines, _interrupts_stop(engines) as interrupted:
+        with _interrupts_stop(engines) as interrupted:
             with no_progress() if quiet else live_progress(plan) as draw:
                 for snapshot in engines:
                     tally.add(snapshot)
@@ -153,16 +171,59 @@ def run(
             return report(summed_up(ended=True, interrupted=interrupted()))
 
 
-def _jobs(
-    plan: Plan, shares: list[Plan], messages: tuple[Message, ...], site: Site, target: Address
+_Engines: TypeAlias = tuple[Crew, int, Address, Callable[[], tuple[HostFigures, ...]]]
+"""Engines, how many, the server, and what their hosts did."""
+
+
+def _engines_here(plan: Plan, site: Site, stack: contextlib.ExitStack, *, quiet: bool) -> _Engines:
+    """Start the engines of a plan on this machine, and the bundled server without a target."""
+    embedded = site.embedded or site.target is None
+    workers = site.workers or spare_workers(plan, embedded=embedded)
+    preflight.check_machine(plan, workers, embedded=embedded)
+    shares = [plan.share(worker, workers) for worker in range(workers)]
+    messages = plan.traffic.build(plan.seed, plan.in_flight)
+    # The bundled server's limit of open files is the one that the check above has raised.
+    target, _ = stack.enter_context(standing(site, quiet=quiet))
+    jobs = make_jobs(plan, shares, messages, site, target)
+    return stack.enter_context(Workers(jobs)), workers, target, tuple
+
+
+def _engines_elsewhere(
+    plan: Plan, site: Site, cluster: ClusterPlan, stack: contextlib.ExitStack, *, quiet: bool
+) -> _Engines:
+    """Have the hosts of a cluster prepare for a plan."""
+    from loadgen.cluster import Cluster  # most runs do without
+
+    assert site.target is not None
+    tell = (lambda _: None) if quiet else (lambda line: print(line, file=sys.stderr, flush=True))
+    engines = stack.enter_context(Cluster(plan, site, cluster, tell=tell))
+    return engines, engines.workers, site.target, lambda: engines.figures
+
+
+def make_jobs(
+    plan: Plan,
+    shares: Sequence[Plan],
+    messages: tuple[Message, ...],
+    site: Site,
+    target: Address,
+    *,
+    first: int = 0,
+    workers: int | None = None,
 ) -> list[Job]:
-    """What each worker is to do.
+    """What each worker of this machine is to do.
+
+    Args:
+        plan: of all workers here.
+        shares: of each.
+        messages: what all workers send.
+        first: the number of the first worker here.
+        workers: how many there are, here and elsewhere; None is those here.
 
     Raises:
         PlanError: there are too few ports.
         CommandError: the host is unknown.
     """
-    workers = len(shares)
+    workers = workers or len(shares)
     try:
         address = preflight.resolve(target)
     except OSError as error:
@@ -171,8 +232,8 @@ def _jobs(
         ) from error
     sources = preflight.choose_sources(plan, address, site.sources)
     jobs = []
-    for worker, share in enumerate(shares):
-        first = worker % len(sources) if sources else 0
+    for worker, share in enumerate(shares, first):
+        begin = worker % len(sources) if sources else 0
         jobs.append(
             Job(
                 plan=share,
@@ -183,7 +244,7 @@ def _jobs(
                 worker=worker,
                 workers=workers,
                 # Each begins with another one: they are used evenly by all.
-                sources=sources[first:] + sources[:first],
+                sources=sources[begin:] + sources[:begin],
                 tls=site.tls,
             )
         )
@@ -224,7 +285,7 @@ def spare_workers(plan: Plan, *, embedded: bool) -> int:
 
 
 @contextlib.contextmanager
-def _interrupts_stop(workers: Workers) -> Iterator[Callable[[], bool]]:
+def _interrupts_stop(crew: Crew) -> Iterator[Callable[[], bool]]:
     """The first SIGINT or SIGTERM has the workers report, the second ends at once.
 
     Gives what tells whether there was one.
@@ -236,7 +297,7 @@ def _interrupts_stop(workers: Workers) -> Iterator[Callable[[], bool]]:
         if seen:
             raise KeyboardInterrupt
         seen = True
-        workers.stop()
+        crew.stop()
 
     before = {each: signal.signal(each, interrupt) for each in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -89,6 +89,7 @@ def judge(
     interrupted: bool,
     thresholds: Sequence[Result] = (),
     aborted_at: float | None = None,
+    losses: Sequence[str] = (),
 ) -> Verdict:
     """Judge a run by what was counted, and by what became of its thresholds.
 
@@ -96,6 +97,7 @@ def judge(
 
     Args:
         aborted_at: seconds measured when a threshold ended it; None if none did.
+        losses: what is missing of the figures, in words: the run is not what was asked.
 
     >>> judge(Counts(held=1, sent=3, verified=3), interrupted=False)
     Verdict(text='OK: every reply verified', exit_code=0)
@@ -108,7 +110,13 @@ def judge(
         text = f"INTERRUPTED: {_count_faults(found) or 'every reply so far verified'}"
         if failed:
             text += f"; {number} failed: {', '.join(failed)}"
-        return Verdict(text, EXIT_INTERRUPTED)
+        return Verdict("; ".join([text, *losses]), EXIT_INTERRUPTED)
+    if losses:
+        text = f"FAILED: {'; '.join(losses)}"
+        if failed:
+            text += f"; {number} failed: {', '.join(failed)}"
+        rest = _count_faults(found) or ("every other reply verified" if counts.verified else "")
+        return Verdict(f"{text}; {rest}" if rest else text, EXIT_FAILED)
     if not counts.held:
         return Verdict("FAILED: no connection could be made", EXIT_NO_CONNECTION)
     if failed:
@@ -142,15 +150,20 @@ def _thresholds(number: int) -> str:
     return f"{number} threshold{'' if number == 1 else 's'}"
 
 
-def examine(tally: Tally, workers: int) -> Loader:
-    """Find out how much of what was measured is the load generator's own."""
+def examine(tally: Tally, workers: int, *, hosts: int = 0) -> Loader:
+    """Find out how much of what was measured is the load generator's own.
+
+    Args:
+        workers: all engines.
+        hosts: of a cluster, that they ran on; 0 is this machine.
+    """
     counts, elapsed = tally.counts, tally.elapsed
     if not (elapsed and counts.verified):
         return Loader(
             cpu_percent=0.0, in_flight=0.0, rate_times_latency=0.0, bound=None, reason=None
         )
     cpu = 100 * counts.cpu_seconds / elapsed / workers
-    reason = _reason(tally, cpu, workers)
+    reason = _reason(tally, cpu, workers, hosts)
     return Loader(
         cpu_percent=cpu,
         in_flight=counts.in_flight_seconds / elapsed,
@@ -160,7 +173,7 @@ def examine(tally: Tally, workers: int) -> Loader:
     )
 
 
-def _reason(tally: Tally, cpu: float, workers: int) -> str | None:
+def _reason(tally: Tally, cpu: float, workers: int, hosts: int) -> str | None:
     """Why the figures measure the loader, with what to do; None if they do not."""
     counts = tally.counts
     wait, server, lag = Histogram(counts.wait), Histogram(counts.server), Histogram(counts.lag)
@@ -189,7 +202,9 @@ def _reason(tally: Tally, cpu: float, workers: int) -> str | None:
     else:
         where = "the server may be faster than these figures"
     cores = usable_cores()
-    if workers + 1 < cores:
+    if hosts:
+        advice = "use more --workers where a host has cores left, or more hosts"
+    elif workers + 1 < cores:
         advice = f"use --workers {min(cores - 1, 2 * workers)} of the {cores} cores here"
     else:
         advice = "use fewer connections, a lower rate, or more machines"

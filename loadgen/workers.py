@@ -13,7 +13,7 @@ import queue
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, Final, Self
 
 from loadgen import children
@@ -36,13 +36,20 @@ class Workers:
 
     Use as a context manager: at its end no process is left.
 
+    Args:
+        jobs: what each engine is to do.
+        when_ready: called, while iterating, when all engines have their connections;
+            whoever gives it calls ``start``. Without it they start then.
+
     Raises (while iterating):
         WorkerError: a process ended early; its own words stand on stderr.
     """
 
-    def __init__(self, jobs: list[Job]) -> None:
+    def __init__(self, jobs: list[Job], when_ready: Callable[[], None] | None = None) -> None:
         self._jobs = jobs
+        self._when_ready = when_ready or self._start_now
         self._children: list[subprocess.Popen[bytes]] = []
+        self._ready: list[subprocess.Popen[bytes]] = []
         self._snapshots: queue.SimpleQueue[tuple[int, Snapshot | None]] = queue.SimpleQueue()
         self._stack = contextlib.ExitStack()
 
@@ -74,7 +81,6 @@ class Workers:
         """Every snapshot of every engine, until all are done."""
         working = set(range(len(self._children)))
         connecting = set(working)
-        ready = []
         while working:
             number, snapshot = self._snapshots.get()
             if snapshot is None:
@@ -84,13 +90,12 @@ class Workers:
                 working.discard(number)
             else:
                 if snapshot.phase is Phase.READY:
-                    ready.append(self._children[number])
+                    self._ready.append(self._children[number])
                 yield snapshot
-            if snapshot is None or snapshot.phase is Phase.READY:
+            if connecting and (snapshot is None or snapshot.phase is Phase.READY):
                 connecting.discard(number)
                 if not connecting:
-                    self._start(ready)
-                    ready = []
+                    self._when_ready()
 
     def stop(self) -> None:
         """Have the engines stop sending and report; may be called from a signal handler."""
@@ -99,10 +104,17 @@ class Workers:
             with contextlib.suppress(BrokenPipeError, ValueError):
                 child.stdin.close()
 
-    def _start(self, children: list[subprocess.Popen[bytes]]) -> None:
-        together = START_TOGETHER if len(children) > 1 else 0
-        message = START.pack(time.monotonic_ns() + together)
-        for child in children:
+    def _start_now(self) -> None:
+        self.start(time.monotonic_ns() + (START_TOGETHER if len(self._ready) > 1 else 0))
+
+    def start(self, moment: int) -> None:
+        """Have the engines start that are ready.
+
+        Args:
+            moment: nanoseconds of this machine's monotonic clock.
+        """
+        message = START.pack(moment)
+        for child in self._ready:
             assert child.stdin is not None
             # It may be dead, or told to stop meanwhile.
             with contextlib.suppress(BrokenPipeError, ValueError):

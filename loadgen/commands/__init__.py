@@ -52,6 +52,16 @@ def load_of(arguments: list[str]) -> tuple[Plan, Site]:
     return loads[0]
 
 
+def check_here(site: Site, command: str) -> None:
+    """Refuse a cluster for a command that is about one machine.
+
+    Raises:
+        CommandError: one was named.
+    """
+    if site.cluster is not None:
+        raise CommandError(f"--cluster: {command} runs on one machine", EXIT_USAGE)
+
+
 def check_outputs(chosen: Mapping[str, str | None]) -> None:
     """Notice before a run that a file could not be written.
 

@@ -12,6 +12,7 @@ import typer
 from loadgen.commands import (
     as_json,
     check_connected,
+    check_here,
     check_outputs,
     load_of,
     publish,
@@ -164,6 +165,7 @@ def _load(arguments: list[str]) -> tuple[Plan, Site]:
             )
     # An open loop, so that what belongs to one is taken, and what does not is refused.
     plan, site = load_of(["--rate", "1", *arguments])
+    check_here(site, "capacity")
     return replace(plan, warmup=max(plan.warmup, WARMUP)), site
 
 

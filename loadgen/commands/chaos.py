@@ -9,6 +9,7 @@ import typer
 from loadgen.commands import (
     as_json,
     check_connected,
+    check_here,
     check_outputs,
     load_of,
     publish,
@@ -107,6 +108,7 @@ def chaos(
     loadgen chaos --target 127.0.0.1:6789 --rate 5k --abuses reset,bad-header --abusers 50
     """
     plan, site = load_of(ctx.args)
+    check_here(site, "chaos")
 
     from loadgen.chaos import Chaos, TargetError, plan_of, unleash
     from loadgen.chaos_abuses import parse_abuses

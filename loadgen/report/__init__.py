@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
+from loadgen.hosts import HostFigures, host_notes
 from loadgen.plan import Plan
 from loadgen.tally import Tally
 from loadgen.thresholds import Result
@@ -34,6 +35,7 @@ class Run:
         verdict: what it comes to.
         thresholds: what became of each, in the order given.
         aborted_at: seconds measured when one of them ended the run; None if none did.
+        hosts: of a cluster, what each did; none if this machine ran it.
     """
 
     plan: Plan
@@ -47,8 +49,9 @@ class Run:
     verdict: Verdict
     thresholds: tuple[Result, ...] = ()
     aborted_at: float | None = None
+    hosts: tuple[HostFigures, ...] = ()
 
     @property
     def notes(self) -> list[str]:
         """What has to be said of the figures, the gravest first."""
-        return notes(self.plan, self.tally, self.loader)
+        return [*host_notes(self.hosts), *notes(self.plan, self.tally, self.loader)]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from loadgen.histogram import Histogram
+from loadgen.hosts import HostFigures
 from loadgen.report import PERCENTILES, Run
 from loadgen.report.files import is_replaced, write
 from loadgen.tally import Interval, Tally
@@ -124,6 +125,7 @@ def _members(run: Run, percentiles: Iterable[float]) -> dict[str, Any]:
             "in_flight": loader.in_flight,
             "rate_times_latency": loader.rate_times_latency,
         },
+        **({"hosts": [_host(host) for host in run.hosts]} if run.hosts else {}),
         "notes": run.notes,
         "thresholds": [
             {"expression": result.expression, "value": result.value, "passed": result.passed}
@@ -137,6 +139,32 @@ def _members(run: Run, percentiles: Iterable[float]) -> dict[str, Any]:
             "processors": os.cpu_count(),
         },
         "verdict": run.verdict.text,
+    }
+
+
+def _host(host: HostFigures) -> dict[str, Any]:
+    counts, latency = host.counts, host.latency
+    p50, p99 = latency.percentiles([50, 99])
+    return {
+        "host": host.host,
+        "name": host.name,
+        "workers": host.workers,
+        "cores": host.cores,
+        "duration_seconds": host.elapsed,
+        "held": counts.held,
+        "requests": counts.verified,
+        "wrong": counts.wrong,
+        "failed": counts.failed,
+        "timed_out": counts.timed_out,
+        "rate": host.rate,
+        "p50": _seconds(p50 if latency else None),
+        "p99": _seconds(p99 if latency else None),
+        "max": _seconds(latency.max if latency else None),
+        "cpu_percent": host.cpu_percent,
+        "clock_offset_seconds": host.clock_offset,
+        "clock_drift_seconds": host.clock_drift,
+        "start_within_seconds": host.start_within,
+        "lost": host.lost,
     }
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from loadgen.histogram import Histogram
+from loadgen.hosts import HostFigures
 from loadgen.plan import Plan
 from loadgen.report import Run
 from loadgen.tally import Mismatch
@@ -26,6 +27,8 @@ _WIDTH: Final = 80
 _LABEL: Final = 12
 _EXPRESSION: Final = 40
 """Characters shown of a threshold; the metrics with the longest names fit."""
+_HOSTS: Final = 16
+"""Hosts shown of a cluster; a JSON report has all of them."""
 _SENT_BYTES: Final = 8
 """Bytes shown of the request whose reply was wrong; a JSON report has all of it."""
 _REPLY_BYTES: Final = 7
@@ -93,6 +96,8 @@ def summary(run: Run, percentiles: Sequence[float] = SHOWN) -> str:
         "",
         *_latencies(run, percentiles),
     ]
+    if run.hosts:
+        lines += ["", *_hosts(run.hosts)]
     if counts.errors:
         lines += ["", "errors"]
         lines += [f"  {number:>9,}  {kind}" for kind, number in counts.errors.most_common()]
@@ -159,6 +164,46 @@ def _latencies(run: Run, percentiles: Sequence[float]) -> list[str]:
             "sampled"
         )
     return table
+
+
+def _hosts(hosts: Sequence[HostFigures]) -> list[str]:
+    """Each in a line; of many, those that were lost and then the slowest."""
+    shown = sorted(hosts, key=lambda host: (host.lost is None, -_p99(host)))[:_HOSTS]
+    if len(hosts) <= _HOSTS:
+        shown = list(hosts)
+    rows = [("hosts", "workers", "held", "verified", "requests/s", "p99", "cpu", "start")]
+    for host in shown:
+        rows.append(
+            (
+                f"  {host.host}",
+                f"{host.workers:,}",
+                f"{host.counts.held:,}",
+                f"{host.counts.verified:,}",
+                f"{host.rate:,.0f}",
+                _time(_p99(host) / 1e9) if host.latency else "-",
+                "-" if host.cpu_percent is None else f"{host.cpu_percent:.0f} %",
+                "lost" if host.lost else _within(host),
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if number == 0 else cell.rjust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    if len(hosts) > len(shown):
+        lines.append(f"  and {len(hosts) - len(shown):,} more, with a lower p99: see --json")
+    return lines
+
+
+def _p99(host: HostFigures) -> int:
+    return host.latency.percentile(99) if host.latency else 0
+
+
+def _within(host: HostFigures) -> str:
+    return "-" if host.start_within is None else f"+-{_time(host.start_within)}"
 
 
 def _row(name: str, *cells: tuple[int, str]) -> list[str]:
