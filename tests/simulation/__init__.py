@@ -4,7 +4,8 @@
 sockets between them, ``poller`` epoll, ``faults`` what goes wrong. The worlds put
 real code into it: ``server_world`` the event loop among scripted ``peers``,
 ``load_world`` the load engine against the event loop, ``client_world`` the
-blocking client against it. ``runs`` plays a seed, and ``python -m simulation`` many::
+blocking client against it, and ``trio_world`` that for trio. ``torture`` has one
+call fail after the other. ``runs`` plays a seed, ``python -m simulation`` many::
 
     PYTHONPATH=tests .venv/bin/python -m simulation --world server --seeds 10000
     PYTHONPATH=tests .venv/bin/python -m simulation --world server --first 17 --seeds 1 --trace

@@ -189,27 +189,19 @@ class ClientWorld:
         }
         self.answered = self.failed = 0
         self._left = self.callers
-        self._stopped = False
+        self.excused = False  # whether any request may fail
         if not self.harmless and rng.random() < 0.3:
             kernel.after(rng.randrange(rng.choice((20 * MS, SECOND))), self._stop)
 
     def _stop(self) -> None:
-        self._stopped = True
+        self.excused = True
         self.server.stop()
 
     def _connect(self, _address: Address, timeout: float | None) -> KernelStream:
         process, rng = self.process, self.rng
         process.enter("dial", -1)
-        end = End(
-            self.kernel,
-            room=rng.choice((30, 20_000)),
-            window=rng.choice((30, 20_000)),
-            # The client sends as much without reading: less would keep both waiting.
-            least=WINDOW if self.harmless else 0,
-        )
-        fd = process.install(end)
-        stream = KernelStream(process, end, fd)
-        self.ends.append(end)
+        end = self._new_end(rng)
+        stream = KernelStream(process, end, process.install(end))
         self.network.connect(end)
         self.kernel.wait(lambda: end.connected or end.dead, deadline(self.kernel, timeout))
         if end.connected and not end.dead:
@@ -217,6 +209,17 @@ class ClientWorld:
         error = os_error(end.error) if end.dead else TimeoutError()
         stream.close()
         raise error
+
+    def _new_end(self, rng: random.Random) -> End:
+        end = End(
+            self.kernel,
+            room=rng.choice((30, 20_000)),
+            window=rng.choice((30, 20_000)),
+            # The client sends as much without reading: less would keep both waiting.
+            least=WINDOW if self.harmless else 0,
+        )
+        self.ends.append(end)
+        return end
 
     # What callers do ------------------------------------------------------------------
 
@@ -297,7 +300,7 @@ class ClientWorld:
         handled = self.server.handler.known[payload]
         if handled and error.maybe_executed is False:
             kernel.fail(f"{payload[:40]!r} was handled, and is said not to be: {error}")
-        disturbed = self._stopped or self.server.excuse or any(end.disturbed for end in self.ends)
+        disturbed = self.excused or self.server.excuse or any(end.disturbed for end in self.ends)
         if self.harmless and not disturbed:
             kernel.fail(f"nothing was disturbed, and {payload[:40]!r} fails: {error!r}")
 
@@ -309,10 +312,13 @@ class ClientWorld:
         Raises:
             SimulationFailure: a promise was broken.
         """
-        kernel, start = self.kernel, self.kernel.now
         callers = [(f"caller {n}", partial(self._call, n)) for n in range(self.callers)]
         with self._simulated():
-            kernel.run(("server", self._serve), *callers)
+            return self._play(*callers)
+
+    def _play(self, *callers: tuple[str, Callable[[], None]]) -> Outcome:
+        kernel, start = self.kernel, self.kernel.now
+        kernel.run(("server", self._serve), *callers)
         if left := sorted(self.process.files):
             kernel.fail(f"descriptors {left} of the client are still open")
         return Outcome(

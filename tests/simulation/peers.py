@@ -108,6 +108,10 @@ class Peer:
             wire += frame(payload)
             reply = answer(payload)
             if index == failing:
+                for more in range(rng.choice((0, 1, 5, 50))):
+                    payload = b"r%d.after%d" % (self.number, more)
+                    self._handler.known[payload] = False
+                    wire += frame(payload)
                 break
             assert reply is not None
             self._ends.append(len(wire))
@@ -115,9 +119,9 @@ class Peer:
             self._reply_ends.append(len(self.expected))
         if kind == "bad header":
             wire += rng.choice(BAD)
-            wire += frame(b"after%d" % self.number) * rng.randrange(3)
+            wire += frame(b"after%d" % self.number) * rng.choice((0, 1, 5, 50))
         elif kind == "too long" and self.limits.max_frame < MOST:
-            wire += frame(b"z" * (self.limits.max_frame + 1)) * rng.randrange(1, 3)
+            wire += frame(b"z" * (self.limits.max_frame + 1)) * rng.randrange(1, 5)
         elif kind == "too long":
             wire += b"100000" + b"0" * 200
         elif kind == "silent":

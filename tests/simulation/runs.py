@@ -15,7 +15,7 @@ from typing import Final
 from simulation.kernel import Ended, SimulationFailure
 from simulation.outcome import Outcome
 
-WORLDS: Final = ("server", "load", "client")
+WORLDS: Final = ("server", "load", "client", "trio")
 """The worlds by name; each is a module ``NAME_world`` with a function ``run``."""
 
 

@@ -18,12 +18,8 @@ class Kept(NamedTuple):
 
 
 KEPT: Final = (
-    Kept("server", 136, "watching the listener again failed (ENOSPC), which ended the server"),
-    Kept("server", 101, "the same left the other connections open"),
-    Kept("server", 20, "watching the wake-up failed, which left the listeners open"),
-    Kept("server", 172, "a deadline that the stop made shorter is due in the next turn"),
-    Kept("server", 2363, "a peer that was reset while it waited to be accepted"),
+    Kept("server", 93, "watching the wake-up failed (ENOMEM), which left the listeners open"),
+    Kept("server", 118, "watching a listener failed (ENOMEM), which ended the server"),
     Kept("load", 2, "watching a new connection failed (ENOMEM), which ended the engine"),
-    Kept("load", 58, "the same when it was made, which left it half registered"),
-    Kept("load", 130, "watching the control failed (ENOSPC): nothing may be left then either"),
+    Kept("load", 29, "the same, and then what was not registered was unregistered"),
 )
