@@ -262,6 +262,8 @@ class ServedProcess:
     def _check_time(self, channel: Channel, account: Account, who: str) -> None:
         """It is not there past its deadlines: as it has them, and as the limits say."""
         loop, limits, kernel = self.loop, self.limits, self.kernel
+        if loop._unheard:
+            return  # it asks once more whether something has come before it keeps deadlines
         slack = 2 * TICK + 1e-3
         when, kind = channel.deadline()
         if loop._give_up != math.inf and not self._draining:
