@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 import trustme
 from support.framed import (
     WRONG,
@@ -26,7 +27,7 @@ from support.framed import (
 from support.serving import serving
 
 from nbnet import Certificate, Limits, Server
-from nbnet.conform import CannotConnect, Outcome, Tls, conform
+from nbnet.conform import PROBE, CannotConnect, Exchange, Outcome, Tls, Wire, conform
 from nbnet.conformance import Case, cases, parse_cases
 from nbnet.notation import Address, Target, parse_address
 from nbnet.tls import client_context
@@ -331,6 +332,81 @@ def test_the_first_difference_is_told(reply: bytes, fields: str, fault: str, end
     assert outcome.fault == fault
     assert outcome.ended == ended
     assert outcome.got == reply
+
+
+def test_an_answer_before_the_request_is_whole_is_a_fault() -> None:
+    def hasty(peer: socket.socket) -> None:
+        peer.sendall(peer.recv(5, socket.MSG_WAITALL))
+        peer.shutdown(socket.SHUT_WR)
+        to_the_end(peer)
+
+    with by_hand(hasty) as address:
+        [outcome] = play(address, cases("not-early/in-three"), silence=PATIENCE)
+    assert outcome.fault == "5 bytes more than are due"
+    assert outcome.got == b"00004"
+
+
+def test_a_client_leaves_as_its_case_says() -> None:
+    seen: list[object] = []
+
+    def watch(peer: socket.socket) -> None:
+        try:
+            seen.append(peer.recv(3, socket.MSG_WAITALL) + peer.recv(1))
+        except ConnectionResetError:
+            seen.append("reset")
+        else:
+            to_the_end(peer)
+
+    with by_hand(watch) as address:
+        play(address, cases("leaving/close-in-header"), timeout=0.1)
+        play(address, cases("leaving/reset-in-header"), timeout=0.1)
+    # Behind each of them is the next connection, which sends more.
+    assert seen[0] == b"000"
+    assert seen[2] == "reset"
+
+
+class Recorded(Wire):
+    """A connection that answers at once, and records what the client calls."""
+
+    def __init__(self, answer: bytes) -> None:
+        self.calls: list[object] = []
+        self._answer = [answer]
+
+    async def send(self, data: bytes | memoryview, moved: Callable[[int], None]) -> None:
+        self.calls.append(bytes(data))
+        await trio.sleep(0.001)
+        moved(len(data))
+
+    async def receive(self) -> bytes:
+        self.calls.append("receive")
+        if not self._answer:
+            return b""
+        await trio.lowlevel.checkpoint()
+        return self._answer.pop()
+
+    async def half_close(self) -> None:
+        self.calls.append("half-close")
+
+
+def recorded(fields: str) -> list[object]:
+    wire = Recorded(b"00003cba")
+    [playing] = case(f'send = "00003abc", expect = "00003cba", half_close = true, {fields}')
+    exchange = Exchange(wire, PATIENCE, PATIENCE)
+    trio.run(exchange.play, playing, PROBE)
+    assert not exchange.fault
+    return wire.calls
+
+
+def test_what_is_cut_goes_in_so_many_writes() -> None:
+    calls = [call for call in recorded('cuts = [2, 5], end = "fin"') if call != "receive"]
+    assert calls == [b"00", b"003", b"abc", "half-close"]
+
+
+def test_a_late_reader_reads_nothing_before_all_is_sent() -> None:
+    begun = recorded('cuts = [2, 5], end = "fin"')
+    assert begun.index("receive") < begun.index("half-close")
+    late = recorded('cuts = [2, 5], late = true, end = "fin"')
+    assert late == [b"00", b"003", b"abc", "half-close", "receive", "receive"]
 
 
 def test_a_reset_is_told_from_an_end_in_order() -> None:
