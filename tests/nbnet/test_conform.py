@@ -183,7 +183,7 @@ def check(kind: type[Right], every: int, at_most: int, short: float) -> None:
     """The groups that have to find something do, and no other does."""
     # A case is seen to fail by waiting in some of them: no longer than need be.
     chosen = [case for case in every_case() if len(case.sent) <= at_most]
-    right = [case for case in chosen if case.group not in kind.fails][::every]
+    right = [case for case in chosen if case.group not in kind.fails | kind.sometimes][::every]
     with framed(kind()) as address:
         assert not faults(play(address, right))
         outcomes = play(
@@ -192,7 +192,8 @@ def check(kind: type[Right], every: int, at_most: int, short: float) -> None:
             timeout=short,
             silence=short,
         )
-    assert {outcome.case.group for outcome in outcomes if outcome.fault} == kind.fails
+    found = {outcome.case.group for outcome in outcomes if outcome.fault}
+    assert found - kind.sometimes == kind.fails
 
 
 def test_another_server_passes_all_cases_too() -> None:
