@@ -27,7 +27,8 @@ from support.framed import (
 from support.serving import serving
 
 from nbnet import Certificate, Limits, Server
-from nbnet.conform import PROBE, CannotConnect, Exchange, Outcome, Tls, Wire, conform
+from nbnet.conform import PROBE, Exchange, Outcome, conform
+from nbnet.conform_wire import CannotConnect, Tls, Wire
 from nbnet.conformance import Case, cases, parse_cases
 from nbnet.notation import Address, Target, parse_address
 from nbnet.tls import client_context
@@ -477,7 +478,7 @@ def test_a_socket_that_is_not_there_is_no_server(tmp_path: Path) -> None:
 def test_of_a_hosts_addresses_any_will_do(
     monkeypatch: pytest.MonkeyPatch, refusing: Target
 ) -> None:
-    from nbnet import conform as module
+    from nbnet import conform_wire as module
     from nbnet.machine import look_up
 
     with Server(port=0) as server:
@@ -508,7 +509,7 @@ def test_a_port_that_connects_to_itself_is_no_server(monkeypatch: pytest.MonkeyP
             self.bind(("127.0.0.1", port))
             return super().connect_ex(address)
 
-    monkeypatch.setattr("nbnet.conform.socket.socket", Bound)
+    monkeypatch.setattr("nbnet.conform_wire.socket.socket", Bound)
     with pytest.raises(CannotConnect, match=r"^Connection refused$"):
         play(Address("127.0.0.1", port), cases("sizes/1"))
 
