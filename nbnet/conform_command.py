@@ -11,7 +11,7 @@ from nbnet.command import EXIT_FAILED, EXIT_USAGE, CommandError, parsed
 from nbnet.notation import Address, parse_address, parse_count, parse_duration
 
 if TYPE_CHECKING:
-    from nbnet.conform import Tls
+    from nbnet.conform_wire import Tls
 
 EXIT_CANNOT_CONNECT: Final = 3
 MOST_JOBS: Final = 1000
@@ -95,8 +95,8 @@ def conform(
         raise CommandError(f"--only: no case is called {only!r} (see --list)", EXIT_USAGE)
 
     from nbnet import conform_report as reports
-    from nbnet.conform import CannotConnect
     from nbnet.conform import conform as play
+    from nbnet.conform_wire import CannotConnect
     from nbnet.machine import raise_fd_limit
 
     if listed:
@@ -158,7 +158,7 @@ def _tls(
         return None
     if key is not None and cert is None:
         raise CommandError("--tls-key: expected --tls-cert with it", EXIT_USAGE)
-    from nbnet.conform import Tls
+    from nbnet.conform_wire import Tls
     from nbnet.tls import client_context
 
     try:

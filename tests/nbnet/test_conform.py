@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 import trustme
 from support.framed import (
     WRONG,
@@ -26,7 +27,8 @@ from support.framed import (
 from support.serving import serving
 
 from nbnet import Certificate, Limits, Server
-from nbnet.conform import CannotConnect, Outcome, Tls, conform
+from nbnet.conform import PROBE, Exchange, Outcome, conform
+from nbnet.conform_wire import CannotConnect, Tls, Wire
 from nbnet.conformance import Case, cases, parse_cases
 from nbnet.notation import Address, Target, parse_address
 from nbnet.tls import client_context
@@ -182,7 +184,7 @@ def check(kind: type[Right], every: int, at_most: int, short: float) -> None:
     """The groups that have to find something do, and no other does."""
     # A case is seen to fail by waiting in some of them: no longer than need be.
     chosen = [case for case in every_case() if len(case.sent) <= at_most]
-    right = [case for case in chosen if case.group not in kind.fails][::every]
+    right = [case for case in chosen if case.group not in kind.fails | kind.sometimes][::every]
     with framed(kind()) as address:
         assert not faults(play(address, right))
         outcomes = play(
@@ -333,6 +335,81 @@ def test_the_first_difference_is_told(reply: bytes, fields: str, fault: str, end
     assert outcome.got == reply
 
 
+def test_an_answer_before_the_request_is_whole_is_a_fault() -> None:
+    def hasty(peer: socket.socket) -> None:
+        peer.sendall(peer.recv(5, socket.MSG_WAITALL))
+        peer.shutdown(socket.SHUT_WR)
+        to_the_end(peer)
+
+    with by_hand(hasty) as address:
+        [outcome] = play(address, cases("not-early/in-three"), silence=PATIENCE)
+    assert outcome.fault == "5 bytes more than are due"
+    assert outcome.got == b"00004"
+
+
+def test_a_client_leaves_as_its_case_says() -> None:
+    seen: list[object] = []
+
+    def watch(peer: socket.socket) -> None:
+        try:
+            seen.append(peer.recv(3, socket.MSG_WAITALL) + peer.recv(1))
+        except ConnectionResetError:
+            seen.append("reset")
+        else:
+            to_the_end(peer)
+
+    with by_hand(watch) as address:
+        play(address, cases("leaving/close-in-header"), timeout=0.1)
+        play(address, cases("leaving/reset-in-header"), timeout=0.1)
+    # Behind each of them is the next connection, which sends more.
+    assert seen[0] == b"000"
+    assert seen[2] == "reset"
+
+
+class Recorded(Wire):
+    """A connection that answers at once, and records what the client calls."""
+
+    def __init__(self, answer: bytes) -> None:
+        self.calls: list[object] = []
+        self._answer = [answer]
+
+    async def send(self, data: bytes | memoryview, moved: Callable[[int], None]) -> None:
+        self.calls.append(bytes(data))
+        await trio.sleep(0.001)
+        moved(len(data))
+
+    async def receive(self) -> bytes:
+        self.calls.append("receive")
+        if not self._answer:
+            return b""
+        await trio.lowlevel.checkpoint()
+        return self._answer.pop()
+
+    async def half_close(self) -> None:
+        self.calls.append("half-close")
+
+
+def recorded(fields: str) -> list[object]:
+    wire = Recorded(b"00003cba")
+    [playing] = case(f'send = "00003abc", expect = "00003cba", half_close = true, {fields}')
+    exchange = Exchange(wire, PATIENCE, PATIENCE)
+    trio.run(exchange.play, playing, PROBE)
+    assert not exchange.fault
+    return wire.calls
+
+
+def test_what_is_cut_goes_in_so_many_writes() -> None:
+    calls = [call for call in recorded('cuts = [2, 5], end = "fin"') if call != "receive"]
+    assert calls == [b"00", b"003", b"abc", "half-close"]
+
+
+def test_a_late_reader_reads_nothing_before_all_is_sent() -> None:
+    begun = recorded('cuts = [2, 5], end = "fin"')
+    assert begun.index("receive") < begun.index("half-close")
+    late = recorded('cuts = [2, 5], late = true, end = "fin"')
+    assert late == [b"00", b"003", b"abc", "half-close", "receive", "receive"]
+
+
 def test_a_reset_is_told_from_an_end_in_order() -> None:
     def cut_off(peer: socket.socket) -> None:
         assert peer.recv(1)  # and leave the rest: closing resets
@@ -401,7 +478,7 @@ def test_a_socket_that_is_not_there_is_no_server(tmp_path: Path) -> None:
 def test_of_a_hosts_addresses_any_will_do(
     monkeypatch: pytest.MonkeyPatch, refusing: Target
 ) -> None:
-    from nbnet import conform as module
+    from nbnet import conform_wire as module
     from nbnet.machine import look_up
 
     with Server(port=0) as server:
@@ -432,7 +509,7 @@ def test_a_port_that_connects_to_itself_is_no_server(monkeypatch: pytest.MonkeyP
             self.bind(("127.0.0.1", port))
             return super().connect_ex(address)
 
-    monkeypatch.setattr("nbnet.conform.socket.socket", Bound)
+    monkeypatch.setattr("nbnet.conform_wire.socket.socket", Bound)
     with pytest.raises(CannotConnect, match=r"^Connection refused$"):
         play(Address("127.0.0.1", port), cases("sizes/1"))
 
