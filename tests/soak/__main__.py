@@ -5,10 +5,11 @@
 Starts ``nbnet serve --workers 2``; asks it by threads on ``Client`` and tasks on
 ``AsyncClient``, some of whom give up early; loads it with ``loadgen``, pipelined, and with
 ``loadgen chaos``, whose hostile clients come besides; and reloads it with SIGHUP in the
-middle of that, in every sixth round. Every reply is compared. At the end of each round
-all rest, and descriptors and objects of every process are counted: they have to be what
-they were. A line is printed for each round, the sum in the end; exit code 1 if anything
-is wrong. ``--break`` breaks something on purpose, to see whether that is noticed.
+middle of that, in every second round of the first half. Every reply is compared. At the
+end of each round all rest, and descriptors and objects of every process are counted: they
+have to be what they were. A line is printed for each round, the sum in the end; the exit
+code is 1 if anything is wrong. ``--break`` breaks something on purpose, to see whether
+that is noticed.
 """
 
 from __future__ import annotations

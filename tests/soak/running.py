@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import queue
 import signal
@@ -33,6 +34,9 @@ PATIENCE: Final = 120.0
 """Seconds after which something hangs."""
 JUDGED: Final = 120.0
 """Seconds of samples from which on a slope says something."""
+GRANTED: Final = 1.0
+"""MB that a process may grow besides, once: caches fill, and the heap finds its shape, for
+some minutes after the warm-up."""
 PROBES: Final = 300
 """Connections that it may take to reach each worker."""
 _TESTS: Final = str(Path(__file__).parents[1])
@@ -50,7 +54,8 @@ class Options:
         rate: of their requests, all together.
         load_rate: of the requests of each load generator; 0 leaves them out.
         abusers: hostile clients of each kind at a time.
-        reload_every: rounds from one reload to the next; 0 for none.
+        reload_every: rounds from one reload to the next, in the first half of the time; in
+            the other one the same processes go on, to be measured. 0 for none.
         sample_every: between two looks at memory.
         max_objects: how many more objects a process may hold at the end.
         max_slope: MB/h by which memory may grow, as far as that is certain.
@@ -67,7 +72,7 @@ class Options:
     rate: float = 400.0
     load_rate: float = 400.0
     abusers: int = 2
-    reload_every: int = 6
+    reload_every: int = 2
     sample_every: float = 1.0
     max_objects: int = 600
     max_slope: float = 5.0
@@ -144,7 +149,7 @@ class Result:
     def slopes(self) -> dict[str, list[Slope]]:
         """How memory grows, by what processes do: of all together, then of each.
 
-        The first fifth of each one's time is left out: it is still growing into its work.
+        The first half of each one's time is left out: it is still growing into its work.
         """
         found = {}
         for kind, by_pid in self.memory.items():
@@ -155,7 +160,7 @@ class Result:
 
 def _grown_up(samples: list[tuple[float, float]]) -> list[tuple[float, float]]:
     begin, end = samples[0][0], samples[-1][0]
-    return [sample for sample in samples if sample[0] >= begin + (end - begin) / 5]
+    return [sample for sample in samples if sample[0] >= (begin + end) / 2]
 
 
 class Lines:
@@ -297,12 +302,15 @@ class Soak:
         options, began = self._options, time.monotonic()
         loads = self._start_loads(server) if options.load_rate else []
         every = options.reload_every
-        reload_at = options.round / 2 if every and self.result.rounds % every == every - 1 else 1e9
+        reloads = every and self.result.rounds % every == every - 1
+        if time.monotonic() - self._started > options.duration / 2 > options.round:
+            reloads = False
+        reload_at = options.round / 2 if reloads else math.inf
         try:
             while True:
                 now = time.monotonic() - began
                 if now >= reload_at:
-                    reload_at = 1e9
+                    reload_at = math.inf
                     self._reload(server)
                 if now >= options.round and all(load.poll() is not None for load in loads):
                     break
@@ -463,8 +471,19 @@ class Soak:
                         f"{holding.growing()}"
                     )
         for kind, rates in result.slopes().items():
-            grow = [r for r in rates if r.seconds >= JUDGED and r.low > options.max_slope]
+            count = len(rates) - 1  # of processes: the first rate is that of all together
+            grow = [
+                rate
+                for number, rate in enumerate(rates)
+                if self._grows(rate, rate.seconds / (1 if number else count))
+            ]
             problems.extend(f"the memory of {kind} grows: {rate}" for rate in grow[:1])
+
+    def _grows(self, rate: Slope, seconds: float) -> bool:
+        """Whether that is more than a process may take, in so many seconds of its life."""
+        if seconds < JUDGED:
+            return False
+        return rate.low > self._options.max_slope + 3600 * GRANTED / seconds
 
     def _judge_clients_descriptors(self) -> None:
         result, options = self.result, self._options
