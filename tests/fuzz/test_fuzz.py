@@ -122,6 +122,10 @@ def _half_a_request_lost_on_moving(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Connection, "pack", lambda self: (b"", bytes(self.unsent)))
 
 
+def _waiting_requests_lost_on_moving(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Connection, "pack", lambda self: (self._decoder.held, bytes(self.unsent)))
+
+
 def _unsent_replies_lost_on_moving(patch: pytest.MonkeyPatch) -> None:
     pack = Connection.pack
     patch.setattr(Connection, "pack", lambda self: (pack(self)[0], b""))
@@ -219,6 +223,7 @@ def _fresh_for_each_read(patch: pytest.MonkeyPatch) -> None:
         ("decoder", _line_feeds_skipped),
         ("server", _alone_although_part_of_a_frame_is_held),
         ("server", _half_a_request_lost_on_moving),
+        ("server", _waiting_requests_lost_on_moving),
         ("server", _unsent_replies_lost_on_moving),
         ("server", _a_byte_too_many_taken),
         ("server", _replies_as_they_are_done),

@@ -20,8 +20,9 @@ import sys
 from dataclasses import fields
 
 from nbnet.notation import parse_duration
+from soak.judging import Options, Result, judge
 from soak.measures import at_most
-from soak.running import Options, Result, Soak
+from soak.running import Soak
 
 FAULTS = ("wrong", "objects", "memory", "files", "client")
 
@@ -67,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         soak.run()
     except KeyboardInterrupt:
-        soak.judge()
+        judge(soak.result, options)
         report(soak.result, options)
         return 130
     return report(soak.result, options)
@@ -118,10 +119,8 @@ def report(result: Result, options: Options) -> int:
                 f"objects      {kind} ({pid}): {objects:+,} of {holding.objects[0]:,}, "
                 f"blocks {blocks:+,} of {holding.blocks[0]:,}, in {len(holding.objects)} rounds"
             )
-    (sockets, others), (sockets_now, others_now) = (
-        result.server_descriptors[0],
-        result.server_descriptors[-1],
-    )
+    rests = result.server_descriptors or [(0, 0)]
+    (sockets, others), (sockets_now, others_now) = rests[0], rests[-1]
     print(
         f"descriptors  server: {sockets_now - sockets:+} sockets of {sockets}, "
         f"{others_now - others:+} others of {others}, clients' connections left out"

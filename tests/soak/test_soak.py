@@ -13,8 +13,9 @@ import pytest
 
 from nbnet.notation import parse_duration
 from soak.__main__ import main, report
+from soak.judging import JUDGED, Options, Result, judge
 from soak.measures import UNKNOWN, at_most, slope
-from soak.running import JUDGED, Options, Result, Soak
+from soak.running import Soak
 
 DURATION = parse_duration(os.environ.get("NBNET_SOAK", "45s"))
 
@@ -67,14 +68,8 @@ def test_nothing_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
 # Judgement -------------------------------------------------------------------------
 
 
-def options() -> Options:
-    return Options(duration=600.0)
-
-
 def judged(result: Result) -> list[str]:
-    soak = Soak(options(), lambda _: None)
-    soak.result = result
-    soak.judge()
+    judge(result, Options(duration=600.0))
     return result.problems
 
 
