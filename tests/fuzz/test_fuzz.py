@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -30,8 +31,8 @@ def test_the_corpus(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_a_thousand_inputs(name: str) -> None:
-    assert run_block((name, 20_26, 0, 1000)) == Found(inputs=1000)
+def test_some_inputs(name: str) -> None:
+    assert run_block((name, 20_26, 0, 500)) == Found(inputs=500)
 
 
 @pytest.mark.slow
@@ -52,13 +53,14 @@ def test_any_bytes_are_an_input() -> None:
 
 
 def test_a_seed_gives_the_same_inputs_again_and_another_one_does_not() -> None:
-    assert list(block(1, 0)) == list(block(1, 0))
-    assert list(block(1, 0)) != list(block(2, 0))
-    assert list(block(1, 0)) != list(block(1, 1))
+    blocks = [list(islice(block(*which), 50)) for which in ((1, 0), (1, 0), (2, 0), (1, 1))]
+    assert blocks[0] == blocks[1]
+    assert blocks[0] != blocks[2]
+    assert blocks[0] != blocks[3]
 
 
 def test_most_inputs_get_somewhere() -> None:
-    readings = [reference.read(data[6:], 0, 99_999) for data in block(1, 1)]
+    readings = [reference.read(data[6:], 0, 99_999) for data in islice(block(1, 1), 1000)]
     with_payloads = sum(len(reading.payloads) > 0 for reading in readings)
     faulty = sum(reading.fault is not None for reading in readings)
     assert 0.5 < with_payloads / len(readings) < 0.9
