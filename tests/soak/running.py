@@ -173,11 +173,7 @@ class Soak:
         """What goes on until the next rest, beside the clients."""
         options, began = self._options, time.monotonic()
         loads = self._start_loads(server) if options.load_rate else []
-        every = options.reload_every
-        reloads = every and self.result.rounds % every == every - 1
-        if time.monotonic() - self._started > options.duration / 2 > options.round:
-            reloads = False
-        reload_at = options.round / 2 if reloads else math.inf
+        reload_at = options.round / 2 if self._reloads_now() else math.inf
         try:
             while True:
                 now = time.monotonic() - began
@@ -196,6 +192,13 @@ class Soak:
                 load.kill()
         for load in loads:
             self._count_load(load)
+
+    def _reloads_now(self) -> bool:
+        """Whether this round has a reload: once at least, and in the first half of the time."""
+        every, result = self._options.reload_every, self.result
+        if not every or result.rounds % every != every - 1:
+            return False
+        return not result.reloads or time.monotonic() < self._started + self._options.duration / 2
 
     def _start_loads(self, server: Serving) -> list[subprocess.Popen[bytes]]:
         options, target = self._options, str(server.address)

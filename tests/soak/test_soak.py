@@ -62,7 +62,7 @@ def test_nothing_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
     with capsys.disabled():
         print()
         seconds = str(DURATION)
-        assert main(["--duration", seconds, "--round", "10s", "--reload-every", "2"]) == 0
+        assert main(["--duration", seconds, "--round", "10s", "--reload-every", "1"]) == 0
 
 
 # Judgement -------------------------------------------------------------------------
