@@ -34,6 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--target", action="append", choices=TARGETS, help="default: all in turn")
     options = parser.parse_args(arguments)
+    if options.processes < 1 or options.inputs < 1:
+        parser.error("at least one input and one process are needed")
     failed = 0
     for name in options.target or TARGETS:
         tell = _teller(name, options.inputs)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -71,13 +70,8 @@ def _results(jobs: Iterator[tuple[str, int, int, int]], processes: int) -> Itera
     if processes == 1:
         yield from map(run_block, jobs)
         return
-    niceness = os.nice(0)
-    with multiprocessing.get_context("spawn").Pool(processes, _be_nice, (niceness,)) as pool:
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
         yield from pool.imap_unordered(run_block, jobs)
-
-
-def _be_nice(niceness: int) -> None:
-    os.nice(niceness - os.nice(0))
 
 
 def run_block(job: tuple[str, int, int, int]) -> Found:

@@ -91,6 +91,7 @@ class Driven:
         self._rooms: Iterator[int] = itertools.repeat(EVERYTHING)
         if choice // 2 % 2:
             self._rooms = itertools.cycle((0, given.steps[0], given.steps[2] - 1, 1))
+        self._moves_from = (State.BUSY, State.PAUSED) if choice // 4 % 2 else ()
         self._turn = given.place
         self.counters = Counters()
         self.moved = False
@@ -152,7 +153,10 @@ class Driven:
                 if to_the_end:
                     self.connection.receive_eof()
                 break
-            if state is State.BUSY:
+            if state in self._moves_from:  # with requests that wait, or replies
+                self._moves_from = ()
+                self._move()
+            elif state is State.BUSY:
                 self._hand(self.connection.resume(1.0))
             elif state in (State.WORKING, State.DELIVERING):
                 self._work()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -30,8 +31,8 @@ def test_the_corpus(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_a_thousand_inputs(name: str) -> None:
-    assert run_block((name, 20_26, 0, 1000)) == Found(inputs=1000)
+def test_some_inputs(name: str) -> None:
+    assert run_block((name, 20_26, 0, 500)) == Found(inputs=500)
 
 
 @pytest.mark.slow
@@ -52,13 +53,14 @@ def test_any_bytes_are_an_input() -> None:
 
 
 def test_a_seed_gives_the_same_inputs_again_and_another_one_does_not() -> None:
-    assert list(block(1, 0)) == list(block(1, 0))
-    assert list(block(1, 0)) != list(block(2, 0))
-    assert list(block(1, 0)) != list(block(1, 1))
+    blocks = [list(islice(block(*which), 50)) for which in ((1, 0), (1, 0), (2, 0), (1, 1))]
+    assert blocks[0] == blocks[1]
+    assert blocks[0] != blocks[2]
+    assert blocks[0] != blocks[3]
 
 
 def test_most_inputs_get_somewhere() -> None:
-    readings = [reference.read(data[6:], 0, 99_999) for data in block(1, 1)]
+    readings = [reference.read(data[6:], 0, 99_999) for data in islice(block(1, 1), 1000)]
     with_payloads = sum(len(reading.payloads) > 0 for reading in readings)
     faulty = sum(reading.fault is not None for reading in readings)
     assert 0.5 < with_payloads / len(readings) < 0.9
@@ -120,6 +122,10 @@ def _line_feeds_skipped(patch: pytest.MonkeyPatch) -> None:
 
 def _half_a_request_lost_on_moving(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Connection, "pack", lambda self: (b"", bytes(self.unsent)))
+
+
+def _waiting_requests_lost_on_moving(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Connection, "pack", lambda self: (self._decoder.held, bytes(self.unsent)))
 
 
 def _unsent_replies_lost_on_moving(patch: pytest.MonkeyPatch) -> None:
@@ -219,6 +225,7 @@ def _fresh_for_each_read(patch: pytest.MonkeyPatch) -> None:
         ("decoder", _line_feeds_skipped),
         ("server", _alone_although_part_of_a_frame_is_held),
         ("server", _half_a_request_lost_on_moving),
+        ("server", _waiting_requests_lost_on_moving),
         ("server", _unsent_replies_lost_on_moving),
         ("server", _a_byte_too_many_taken),
         ("server", _replies_as_they_are_done),

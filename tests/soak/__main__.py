@@ -5,10 +5,11 @@
 Starts ``nbnet serve --workers 2``; asks it by threads on ``Client`` and tasks on
 ``AsyncClient``, some of whom give up early; loads it with ``loadgen``, pipelined, and with
 ``loadgen chaos``, whose hostile clients come besides; and reloads it with SIGHUP in the
-middle of that, in every sixth round. Every reply is compared. At the end of each round
-all rest, and descriptors and objects of every process are counted: they have to be what
-they were. A line is printed for each round, the sum in the end; exit code 1 if anything
-is wrong. ``--break`` breaks something on purpose, to see whether that is noticed.
+middle of that, in every second round of the first half. Every reply is compared. At the
+end of each round all rest, and descriptors and objects of every process are counted: they
+have to be what they were. A line is printed for each round, the sum in the end; the exit
+code is 1 if anything is wrong. ``--break`` breaks something on purpose, to see whether
+that is noticed.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ import sys
 from dataclasses import fields
 
 from nbnet.notation import parse_duration
+from soak.judging import Options, Result, judge
 from soak.measures import at_most
-from soak.running import Options, Result, Soak
+from soak.running import Soak
 
 FAULTS = ("wrong", "objects", "memory", "files", "client")
 
@@ -66,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         soak.run()
     except KeyboardInterrupt:
-        soak.judge()
+        judge(soak.result, options)
         report(soak.result, options)
         return 130
     return report(soak.result, options)
@@ -117,10 +119,8 @@ def report(result: Result, options: Options) -> int:
                 f"objects      {kind} ({pid}): {objects:+,} of {holding.objects[0]:,}, "
                 f"blocks {blocks:+,} of {holding.blocks[0]:,}, in {len(holding.objects)} rounds"
             )
-    (sockets, others), (sockets_now, others_now) = (
-        result.server_descriptors[0],
-        result.server_descriptors[-1],
-    )
+    rests = result.server_descriptors or [(0, 0)]
+    (sockets, others), (sockets_now, others_now) = rests[0], rests[-1]
     print(
         f"descriptors  server: {sockets_now - sockets:+} sockets of {sockets}, "
         f"{others_now - others:+} others of {others}, clients' connections left out"

@@ -2,7 +2,7 @@
 
 ``SOAK_FAULTS`` in the environment breaks it on purpose, to see whether that is noticed:
 ``wrong`` (a reply to the request before), ``objects``, ``memory``, ``files`` (left behind),
-each once in some hundred requests.
+each once in some requests.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from typing import Any, Final
 
 PROBE: Final = b"\0soak: what do you hold?"
 """The request that is answered with what ``held`` gives, as JSON."""
-EVERY: Final = 200
+EVERY: Final = 50
 """One in so many requests goes wrong, if any."""
+LEFT: Final = 2000
+"""Objects, or hundreds of bytes, that are left behind then."""
 _faults = frozenset(filter(None, os.environ.get("SOAK_FAULTS", "").split(",")))
 _left: list[object] = []
 _requests: deque[bytes] = deque([b""], maxlen=2)
@@ -53,9 +55,9 @@ def _faulty(payload: bytes) -> bytes:
     _requests.append(payload)
     if next(_count) % EVERY == 0:
         if "objects" in _faults:
-            _left.extend([payload] for _ in range(EVERY))
+            _left.extend([payload] for _ in range(LEFT))
         if "memory" in _faults:
-            _left.append(bytes(EVERY * 1000))
+            _left.append(bytes(LEFT * 100))
         if "files" in _faults:
             _left.append(os.open(os.devnull, os.O_RDONLY))
         if "wrong" in _faults:

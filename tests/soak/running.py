@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import queue
 import signal
@@ -17,9 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -27,135 +26,14 @@ from support.serving import Serving, command, started
 
 from nbnet.framing import encode_frame
 from soak.handler import PROBE
-from soak.measures import Slope, descriptors, resident, slope
+from soak.judging import Options, Result, judge
+from soak.measures import descriptors, resident
 
 PATIENCE: Final = 120.0
 """Seconds after which something hangs."""
-JUDGED: Final = 120.0
-"""Seconds of samples from which on a slope says something."""
 PROBES: Final = 300
 """Connections that it may take to reach each worker."""
 _TESTS: Final = str(Path(__file__).parents[1])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """What a soak is like. Times in seconds, rates a second.
-
-    Attributes:
-        duration: how long it lasts, at least two rounds.
-        round: how long it takes from rest to rest.
-        workers: of the server.
-        threads, tasks: on ``Client``, on ``AsyncClient``.
-        rate: of their requests, all together.
-        load_rate: of the requests of each load generator; 0 leaves them out.
-        abusers: hostile clients of each kind at a time.
-        reload_every: rounds from one reload to the next; 0 for none.
-        sample_every: between two looks at memory.
-        max_objects: how many more objects a process may hold at the end.
-        max_slope: MB/h by which memory may grow, as far as that is certain.
-        settle: in which connections that have ended have to be gone: lingering takes five.
-        server: further options of ``nbnet serve``.
-        server_faults, client_leak: what is broken on purpose.
-    """
-
-    duration: float
-    round: float = 20.0
-    workers: int = 2
-    threads: int = 6
-    tasks: int = 20
-    rate: float = 400.0
-    load_rate: float = 400.0
-    abusers: int = 2
-    reload_every: int = 6
-    sample_every: float = 1.0
-    max_objects: int = 600
-    max_slope: float = 5.0
-    settle: float = 15.0
-    server: tuple[str, ...] = ()
-    server_faults: str = ""
-    client_leak: bool = False
-
-
-@dataclass(slots=True)
-class Holding:
-    """What a process held at the moments of rest: objects, blocks, and the kinds of objects."""
-
-    objects: list[int] = field(default_factory=list)
-    blocks: list[int] = field(default_factory=list)
-    kinds: list[dict[str, int]] = field(default_factory=list)
-
-    def add(self, report: dict[str, Any]) -> None:
-        """Another moment of rest."""
-        self.objects.append(report["objects"])
-        self.blocks.append(report["blocks"])
-        self.kinds.append(report["kinds"])
-
-    @property
-    def grown(self) -> tuple[int, int]:
-        """Objects and blocks that came since the first moment of rest."""
-        return self.objects[-1] - self.objects[0], self.blocks[-1] - self.blocks[0]
-
-    def growing(self) -> str:
-        """The kinds of objects that became most."""
-        more = Counter(self.kinds[-1])
-        more.subtract(self.kinds[0])
-        return ", ".join(f"{count:+,} {kind}" for kind, count in more.most_common(4) if count > 0)
-
-
-@dataclass(slots=True)
-class Result:
-    """What a soak came to so far.
-
-    Attributes:
-        verified: replies that were right, of all clients and load generators.
-        wrong: those that were not.
-        failed: requests that failed, by kind. None are to.
-        given_up: requests that their callers gave up on purpose.
-        abuses: hostile clients that were answered as the protocol says.
-        wrong_abuses: those that were not.
-        problems: what else is wrong, in words.
-        memory: samples by what the process does and its number.
-        holdings: the same of what it held.
-        server_descriptors: of all its processes at each rest, sockets and others, less
-            the connections of the clients; the first before any came.
-        client_descriptors: connections of the clients at each rest, and what is no socket.
-    """
-
-    seconds: float = 0.0
-    rounds: int = 0
-    reloads: int = 0
-    verified: int = 0
-    wrong: int = 0
-    failed: Counter[str] = field(default_factory=Counter)
-    given_up: int = 0
-    abuses: int = 0
-    wrong_abuses: int = 0
-    problems: list[str] = field(default_factory=list)
-    memory: dict[str, dict[int, list[tuple[float, float]]]] = field(
-        default_factory=lambda: defaultdict(lambda: defaultdict(list))
-    )
-    holdings: dict[str, dict[int, Holding]] = field(
-        default_factory=lambda: defaultdict(lambda: defaultdict(Holding))
-    )
-    server_descriptors: list[tuple[int, int]] = field(default_factory=list)
-    client_descriptors: list[tuple[int, int]] = field(default_factory=list)
-
-    def slopes(self) -> dict[str, list[Slope]]:
-        """How memory grows, by what processes do: of all together, then of each.
-
-        The first fifth of each one's time is left out: it is still growing into its work.
-        """
-        found = {}
-        for kind, by_pid in self.memory.items():
-            series = [_grown_up(samples) for samples in by_pid.values()]
-            found[kind] = [slope(series), *(slope([one]) for one in series)]
-        return found
-
-
-def _grown_up(samples: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    begin, end = samples[0][0], samples[-1][0]
-    return [sample for sample in samples if sample[0] >= begin + (end - begin) / 5]
 
 
 class Lines:
@@ -199,7 +77,6 @@ class Soak:
         self._reloaded = threading.Event()
         self._clients = 0  # the process
         self._before = dict.fromkeys(("verified", "wrong"), 0)  # of the clients, a round ago
-        self._examples: list[str] = []
 
     def run(self) -> Result:
         """Soak; afterwards no process is left."""
@@ -234,7 +111,7 @@ class Soak:
             log.join(PATIENCE)
             if code:
                 result.problems.append(f"the server ended with {code}")
-        self.judge()
+        judge(result, options)
         return result
 
     # Processes ------------------------------------------------------------------
@@ -296,13 +173,12 @@ class Soak:
         """What goes on until the next rest, beside the clients."""
         options, began = self._options, time.monotonic()
         loads = self._start_loads(server) if options.load_rate else []
-        every = options.reload_every
-        reload_at = options.round / 2 if every and self.result.rounds % every == every - 1 else 1e9
+        reload_at = options.round / 2 if self._reloads_now() else math.inf
         try:
             while True:
                 now = time.monotonic() - began
                 if now >= reload_at:
-                    reload_at = 1e9
+                    reload_at = math.inf
                     self._reload(server)
                 if now >= options.round and all(load.poll() is not None for load in loads):
                     break
@@ -316,6 +192,13 @@ class Soak:
                 load.kill()
         for load in loads:
             self._count_load(load)
+
+    def _reloads_now(self) -> bool:
+        """Whether this round has a reload: once at least, and in the first half of the time."""
+        every, result = self._options.reload_every, self.result
+        if not every or result.rounds % every != every - 1:
+            return False
+        return not result.reloads or time.monotonic() < self._started + self._options.duration / 2
 
     def _start_loads(self, server: Serving) -> list[subprocess.Popen[bytes]]:
         options, target = self._options, str(server.address)
@@ -396,7 +279,7 @@ class Soak:
         result.given_up = report["given_up"]
         for kind, count in report["failed"].items():
             result.failed[f"client: {kind}"] = count
-        self._examples = report["examples"]
+        result.examples = report["examples"]
         result.holdings["clients"][self._clients].add(report)
         result.client_descriptors.append((report["connections"], report["others"]))
         self._check_rest(server, report["connections"])
@@ -435,49 +318,3 @@ class Soak:
                 return held
         self.result.problems.append(f"of {len(workers)} workers {len(held)} answer")
         return held
-
-    # The verdict ----------------------------------------------------------------
-
-    def judge(self) -> None:
-        """What of all that was measured is wrong."""
-        result, options = self.result, self._options
-        problems = result.problems
-        if result.wrong:
-            problems.append(f"{result.wrong:,} wrong replies")
-        problems.extend(f"{count:,} failed, {kind}" for kind, count in result.failed.items())
-        if result.wrong or result.failed:
-            problems.extend(self._examples)
-        if result.wrong_abuses:
-            problems.append(f"{result.wrong_abuses:,} hostile clients were answered wrongly")
-        first, last = result.server_descriptors[0], result.server_descriptors[-1]
-        for what, before, after in zip(("sockets", "others"), first, last, strict=True):
-            if before != after:
-                problems.append(f"the server's descriptors, {what}: {before} at first, now {after}")
-        self._judge_clients_descriptors()
-        for kind, by_pid in result.holdings.items():
-            for pid, holding in by_pid.items():
-                objects, blocks = holding.grown
-                if objects > options.max_objects or blocks > 10 * options.max_objects:
-                    problems.append(
-                        f"{kind} ({pid}) hold {objects:+,} objects, {blocks:+,} blocks: "
-                        f"{holding.growing()}"
-                    )
-        for kind, rates in result.slopes().items():
-            grow = [r for r in rates if r.seconds >= JUDGED and r.low > options.max_slope]
-            problems.extend(f"the memory of {kind} grows: {rate}" for rate in grow[:1])
-
-    def _judge_clients_descriptors(self) -> None:
-        result, options = self.result, self._options
-        if not result.client_descriptors:
-            return
-        # Each thread has a connection, or none if it has just given one up; tasks share four.
-        most = options.threads + 4
-        (_, first), (connections, others) = (
-            result.client_descriptors[0],
-            result.client_descriptors[-1],
-        )
-        if connections > most or others != first:
-            result.problems.append(
-                f"the clients have {connections} connections, {most} are possible, and "
-                f"{others} other descriptors, {first} at first"
-            )
