@@ -361,7 +361,8 @@ def live(seed: int, *, edge: bool) -> None:
         requests = [b"%d" % random.randrange(1000) for _ in range(random.randrange(4))]
         stream = said + b"".join(map(encode_frame, requests))
         replies = b"".join(encode_frame(request + name.encode()) for request in requests)
-        end: bytes | OSError = random.choice([b"", b"", error(errno.ECONNRESET)])
+        ends: list[bytes | OSError] = [b"", b"", error(errno.ECONNRESET)]
+        end = random.choice(ends)
         if kind in ("cut", "bad", "nothing"):
             replies = b""
             at = random.randrange(1, len(header()))
