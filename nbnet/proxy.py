@@ -150,16 +150,15 @@ class HeaderDecoder:
     def _end_line(self) -> Header | None:
         """What a line of version 1 says, if it is whole."""
         held = self.held
-        end = held.find(b"\n")
+        end = held.find(b"\n", 0, _LONGEST_LINE)
         if end < 0:
             if len(held) >= _LONGEST_LINE:
                 raise ProxyError(f"no end of line in {_LONGEST_LINE} bytes")
             return None
-        if held[end - 1 : end] != b"\r" or end != len(held) - 1:
+        if held[end - 1 : end] != b"\r":
             raise ProxyError("a line of version 1 does not end in CR LF")
-        if len(held) > _LONGEST_LINE:
-            raise ProxyError(f"a line of more than {_LONGEST_LINE} bytes")
-        _, family, *rest = bytes(held[:-2]).split(b" ")
+        # More than the line is there only if it is too short to be one.
+        _, family, *rest = bytes(held[: end - 1]).split(b" ")
         if family == b"UNKNOWN":
             return Header(None)
         if family not in (b"TCP4", b"TCP6") or len(rest) != 4:

@@ -318,7 +318,7 @@ def test_the_service_manager_hears_of_start_reload_and_stop(tmp_path: Path) -> N
         (["--log-format", "xml"], "--log-format: 'xml' is none of text, json"),
         (["--config", "nothing.toml"], "cannot read nothing.toml: No such file"),
         (["--tls-key", "key.pem"], "TLS needs a certificate: --tls-cert"),
-        (["--metrics", "nowhere"], "'nowhere' is no target"),
+        (["--metrics", "nowhere"], "'nowhere' is no place to serve"),
     ],
 )
 def test_options_that_make_no_sense_are_one_line(arguments: list[str], message: str) -> None:

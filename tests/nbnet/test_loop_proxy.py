@@ -1,16 +1,24 @@
-"""The event loop behind a proxy, on the kernel in memory: what depends on timing and order."""
+"""The event loop behind a proxy, on the kernel in memory: what depends on timing and order.
+
+Random lives of connections by the ten thousand::
+
+    pytest -m slow tests/nbnet/test_loop_proxy.py
+"""
 
 from __future__ import annotations
 
 import errno
 import logging
+from collections import deque
 from collections.abc import Callable
+from random import Random
 from typing import Any
 
 import pytest
 from support.kernel import FakeSocket, FakeTlsSocket, Kernel, error
 from support.proxying import LOOK, PROXY, UNSPEC, header, version_2
 
+from nbnet.framing import encode_frame
 from nbnet.handlers import Context, Handler, reverse
 from nbnet.limits import Limits
 from nbnet.loop import Loop
@@ -325,3 +333,80 @@ def test_a_handler_is_called_as_it_is_where_it_wants_no_context() -> None:
     scene.kernel.steps.append(loop.stop)
     loop.run()
     assert peer.received == b"00003cba"
+
+
+# Random lives ------------------------------------------------------------------
+
+
+def live(seed: int, *, edge: bool) -> None:
+    """Connections whose headers, requests and ends come in random pieces and order.
+
+    Whatever it is, each gets the replies to its requests under its client's name, is
+    counted for what went wrong with it, and nothing is left.
+    """
+    random = Random(seed)
+    scene = Scene(edge=edge)
+    scene.handler = lambda payload, context: payload + str(context.peer[0]).encode()
+    expected: dict[str, int] = {}
+    played: list[tuple[FakeSocket, bytes]] = []
+    scripts: list[tuple[FakeSocket, deque[bytes | OSError]]] = []
+    for number in range(random.randint(1, 6)):
+        client = f"192.0.2.{number + 10}"
+        kind = random.choice(["client", "client", "line", "local", "cut", "bad", "nothing"])
+        said, name = header(client), client
+        if kind == "line":
+            said = f"PROXY TCP4 {client} 198.51.100.9 1 2\r\n".encode()
+        elif kind == "local":
+            said, name = LOOK, PROXY_HOST
+        requests = [b"%d" % random.randrange(1000) for _ in range(random.randrange(4))]
+        stream = said + b"".join(map(encode_frame, requests))
+        replies = b"".join(encode_frame(request + name.encode()) for request in requests)
+        ends: list[bytes | OSError] = [b"", b"", error(errno.ECONNRESET)]
+        end = random.choice(ends)
+        if kind in ("cut", "bad", "nothing"):
+            replies = b""
+            at = random.randrange(1, len(header()))
+            # Behind the fourteenth byte, nearly any other would do as well.
+            bad = header()[: min(at, 13)] + b"\xff" * 20
+            stream = {"cut": header()[:at], "bad": bad, "nothing": b""}[kind]
+            if kind == "bad" or (kind == "cut" and end == b""):
+                expected["proxy_errors"] = expected.get("proxy_errors", 0) + 1
+        elif end and kind != "local":
+            expected["lost"] = expected.get("lost", 0) + 1
+        pieces: deque[bytes | OSError] = deque()
+        while stream:
+            size = random.choice([1, 3, 16, 40, 100])
+            pieces.append(stream[:size])
+            stream = stream[size:]
+        pieces.append(end)
+        peer = scene.connect()
+        scripts.append((peer, pieces))
+        played.append((peer, replies))
+
+    def step() -> None:
+        peer, pieces = random.choice(scripts)
+        for _ in range(random.randint(1, 3)):
+            if pieces:
+                peer.inbox.append(pieces.popleft())
+        scripts[:] = [script for script in scripts if script[1]]
+
+    steps = [lambda: step() if scripts else None] * sum(len(pieces) for _, pieces in scripts)
+    loop = scene.run(*steps, max_per_ip=10)
+    for peer, replies in played:
+        assert peer.closed
+        assert peer.received == replies, seed
+    assert faults(loop) == expected, seed
+
+
+@pytest.mark.parametrize("edge", [False, True])
+def test_random_lives(*, edge: bool) -> None:
+    for seed in range(300):
+        live(seed, edge=edge)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("edge", [False, True])
+def test_many_random_lives(*, edge: bool) -> None:
+    for seed in range(300, 10_000):
+        live(seed, edge=edge)

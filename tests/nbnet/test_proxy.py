@@ -154,7 +154,7 @@ def test_damaged_headers() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_many_damaged_headers() -> None:
-    for seed in range(2_000, 500_000):
+    for seed in range(2_000, 100_000):
         damage(seed)
 
 
@@ -195,6 +195,7 @@ def test_many_damaged_headers() -> None:
         (line("PROXY TCP4 192.0.2.7 192.0.2.9 1 002"), "a port that is none"),
         (line("PROXY TCP4 192.0.2.7 192.0.2.9 +1 2"), "a port that is none"),
         (line("PROXY TCP4 192.0.2.7 192.0.2.9 1 "), "a port that is none"),
+        (b"PROXY TCP4\r\n192.0.2.7 192.0.2.9 1 2\r\n", "names no two addresses"),
         (b"PROXY TCP4 192.0.2.7 192.0.2.9 1 2\n", "does not end in CR LF"),
         (b"PROXY UNKNOWN" + b"x" * 200, "no end of line in 107 bytes"),
     ],
