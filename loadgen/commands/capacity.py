@@ -265,15 +265,14 @@ def _report(findings: Findings, json: str | None, html: str | None) -> None:
     from loadgen.report import files
     from loadgen.report.capacity import document, summary
 
-    unsaved: tuple[str, OSError] | None = None
+    unsaved: list[str] = []
 
     def save(path: str | None, text: Callable[[], str]) -> None:
-        nonlocal unsaved
         if path is not None:
             try:
                 files.write(path, [text()])
             except OSError as error:
-                unsaved = path, error
+                unsaved.append(f"cannot write {path}: {error.strerror}")
 
     def as_json() -> str:
         import json
@@ -289,9 +288,8 @@ def _report(findings: Findings, json: str | None, html: str | None) -> None:
     save(html, as_page)
     # Standard output belongs to what is asked for there.
     print(summary(findings), file=sys.stderr if "-" in (json, html) else sys.stdout, flush=True)
-    if unsaved is not None:
-        path, error = unsaved
-        raise CommandError(f"cannot write {path}: {error.strerror}", EXIT_FAILED) from error
+    if unsaved:
+        raise CommandError("; ".join(unsaved), EXIT_FAILED)
 
 
 def _exit_code(result: Result) -> int:
