@@ -84,7 +84,8 @@ def test_the_figures_are_written_as_json(address: Target, tmp_path: Path) -> Non
     ]
     assert document["load"]["plan"]["think_seconds"] == 0.01
     assert document["exit_code"] == 0
-    assert ended.out.splitlines()[-1].startswith(document["verdict"][:40])
+    # Which is said in more than a line where this machine was slow.
+    assert " ".join(ended.out.split()).endswith(document["verdict"])
 
 
 def test_an_abuse_answered_wrongly_fails_and_is_shown(
