@@ -222,9 +222,7 @@ class Arrival:
     def _receive_some(self) -> bool:
         """Read once; whether there may be more."""
         try:
-            data, descriptors, flags, _ = socket.recv_fds(
-                self._link, _READ_SIZE, 1, socket.MSG_CMSG_CLOEXEC
-            )
+            data, descriptors, flags, _ = socket.recv_fds(self._link, _READ_SIZE, 1)
         except BlockingIOError:
             return False
         except OSError:  # the other process died; what it had is gone with it
@@ -240,6 +238,8 @@ class Arrival:
                 continue
             connection = socket.socket(fileno=descriptor)
             connection.setblocking(False)
+            # recv_fds() leaves its flags out: what a handler starts would hold it open.
+            connection.set_inheritable(False)
             self._loop.adopt(connection, **record._asdict())
         if not data:
             self._loop.arrivals -= 1

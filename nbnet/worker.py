@@ -76,14 +76,15 @@ class Control:
             BlockingIOError: there is none yet.
         """
         try:
-            data, descriptors, _, _ = socket.recv_fds(
-                self._connection, 65536, 1, socket.MSG_CMSG_CLOEXEC
-            )
+            data, descriptors, _, _ = socket.recv_fds(self._connection, 65536, 1)
         except ConnectionResetError:
             return None
         if not data:
             return None
-        return json.loads(data), socket.socket(fileno=descriptors[0]) if descriptors else None
+        passed = socket.socket(fileno=descriptors[0]) if descriptors else None
+        if passed is not None:  # not for what a handler starts
+            passed.set_inheritable(False)
+        return json.loads(data), passed
 
     def close(self) -> None:
         """Close this end; calling it again does nothing."""

@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 from trio.testing import MockClock, trio_test
 
@@ -21,6 +22,10 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 # It would hide what becomes of a buffer that cannot be written.
 os.environ.pop("PYTHONUNBUFFERED", None)
+
+# How long an example takes says more of the machine, and of a tracer, than of the code.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 # A shell has its background jobs ignore Ctrl-C, and their children inherit that; those
 # that are tested must not.

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 from loadgen.capacity import Figures, Result, Step, Terms, search
 from loadgen.histogram import Histogram, bucket_indices
+from loadgen.plan import Plan
+from loadgen.report.capacity import Findings
 from loadgen.slo import parse_slo
+from nbnet.notation import Address
 
 MS = 1_000_000
 OVERHEAD = 4.0
@@ -105,3 +109,16 @@ class Simulation:
 def found(**changes: Any) -> Result:
     """A search that found 39,800 of a server's 41,000."""
     return Simulation(41_000).search(terms(**changes))
+
+
+def findings(result: Result, **changes: Any) -> Findings:
+    """Of a search that took a minute."""
+    values: dict[str, Any] = {
+        "plan": Plan(rate=1.0),
+        "target": Address("127.0.0.1", 6789),
+        "embedded": False,
+        "workers": 1,
+        "started_at": datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
+        "seconds": 61.0,
+    }
+    return Findings(result=result, **(values | changes))

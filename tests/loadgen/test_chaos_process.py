@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
+import sys
 
 import pytest
 
+from loadgen import children
 from loadgen.chaos_process import StormError, abuser_process
 from loadgen.chaos_storm import Storm
 from loadgen.traffic import messages
@@ -54,3 +57,14 @@ def test_a_process_that_dies_is_noticed() -> None:
         os.kill(children_of(os.getpid())["loadgen.chaos_process"], signal.SIGKILL)
         with pytest.raises(StormError, match="the abusers' process failed"):
             abusers.outcomes()
+
+
+def test_a_process_that_does_not_start_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends_at_once = [sys.executable, "-c", ""]
+    monkeypatch.setattr(
+        children,
+        "start",
+        lambda _: subprocess.Popen(ends_at_once, stdin=subprocess.PIPE, stdout=subprocess.PIPE),
+    )
+    with pytest.raises(StormError, match="did not start"), abuser_process(NOWHERE):
+        raise AssertionError

@@ -300,10 +300,16 @@ def test_an_unknown_host_is_named_in_one_line(host: str) -> None:
         (["--pipeline", "0"], "0 requests in flight a connection: at least 1 is needed"),
         (["--requests", "0"], "0 requests: at least 1 is needed"),
         (["--workers", "0"], "--workers: '0' is no number of workers"),
+        (["--workers", "many"], "--workers: 'many' is no number of workers"),
         (["--workers", "3", "-c", "2"], "3 workers are more than the 2 connections that send"),
         (["--workers", "3", "-n", "2"], "3 workers are more than the 2 requests"),
         (["--payload", "a", "--payload-size", "3"], "--payload and --payload-size: give one"),
         (["--payload-size", "0"], "--payload-size: '0' is no payload size"),
+        (["--payload-file", os.devnull], f"--payload-file: {os.devnull}: "),
+        (["--stages", "1s:5", "-c", "0"], "0 connections: at least 1 is needed"),
+        (["-t", "tls://h:1", "--tls-key", "k"], "--tls-key: needs --tls-cert"),
+        (["-t", "tls://h:1", "--tls-ca", "/nowhere"], "/nowhere: No such file or directory"),
+        (["chaos", "--csv", "x"], "--csv: of a single run, which this command is not"),
         (["--payload-file", "/nowhere"], "--payload-file: /nowhere: No such file"),
         (["--payload", "a", "--payload-unique"], "--payload-unique puts a number of 3 bytes"),
         (["--expect", "nothing"], "--expect: expectation 'nothing'"),
@@ -554,3 +560,8 @@ def test_children_do_not_outlive_a_parent_that_is_killed() -> None:
         process.kill()
         process.wait(PATIENCE)
         wait_until(lambda: all(is_gone(pid) for pid in children.values()))
+
+
+def test_a_command_passes_on_what_is_asked_of_the_main_one() -> None:
+    ended = call("chaos", "--version")
+    assert (ended.code, ended.out) == (0, f"loadgen {__version__}\n")

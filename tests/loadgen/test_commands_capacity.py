@@ -15,12 +15,13 @@ import pytest
 
 from loadgen.capacity import Figures
 from loadgen.commands import capacity as command
+from loadgen.workers import WorkerError
 from nbnet import Server
 from nbnet.notation import Address, Target
 
 from .command import PATIENCE, call, running
 from .processes import children_of, is_gone
-from .searches import Measure, Simulation, ruined, served, terms
+from .searches import Measure, Simulation, findings, found, ruined, served, terms
 from .servers import Behaviour, wrong_at
 
 QUICK = ("-c", "5", "--step-duration", "200ms", "--confirm-duration", "300ms")
@@ -218,3 +219,25 @@ def test_the_capacity_of_a_server_that_sleeps_is_found_to_within_5_percent(
     found = document["capacity"]["requests_per_second"]
     assert found == pytest.approx(len(then) / sum(then), rel=0.05), ended.err
     assert document["capacity"]["limit"] == "server"
+
+
+def test_an_engine_that_fails_is_an_error_in_one_line(
+    address: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise WorkerError("an engine's process failed")
+
+    monkeypatch.setattr("loadgen.commands.capacity._find", fail)
+    ended = call("capacity", "-t", str(address), "--slo", "p99<1s")
+    assert (ended.code, ended.line) == (1, "loadgen: an engine's process failed")
+
+
+def test_every_file_that_cannot_be_written_is_named(
+    address: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loadgen.commands.capacity._find", lambda *_: findings(found()))
+    files = ("--json", "/dev/full", "--html", "/dev/full")
+    ended = call("capacity", "-t", str(address), "--slo", "p99<1s", *files)
+    assert ended.code == 1
+    what = "cannot write /dev/full: No space left on device"
+    assert ended.err == f"loadgen: {what}; {what}\n"

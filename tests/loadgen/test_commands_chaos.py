@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from loadgen.chaos_abuses import ABUSES
+from loadgen.chaos_process import StormError
 from nbnet import FrameDecoder
 from nbnet.notation import Target
 
@@ -184,3 +185,20 @@ def test_an_interrupt_ends_the_storm_with_a_report_and_leaves_no_process(address
         assert process.returncode == 130
         assert out.splitlines()[-1].startswith("INTERRUPTED: every reply so far verified")
         assert all(map(is_gone, children))
+
+
+def test_a_host_that_is_unknown_is_named_in_one_line() -> None:
+    ended = call("chaos", "-t", "host.invalid:1")
+    assert ended.code == 4
+    assert ended.line.startswith("loadgen: cannot connect to host.invalid:1: ")
+
+
+def test_abusers_that_fail_are_an_error_in_one_line(
+    address: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise StormError("the abusers' process failed")
+
+    monkeypatch.setattr("loadgen.chaos.unleash", fail)
+    ended = call("chaos", "-t", str(address))
+    assert (ended.code, ended.line) == (1, "loadgen: the abusers' process failed")

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from loadgen.plan import Plan
+from loadgen.plan import Plan, PlanError
 from loadgen.report import Run
 from loadgen.running import Site
 from nbnet.notation import Target
@@ -234,3 +234,28 @@ def test_what_cannot_be_meant_is_told_in_a_line_before_anything_runs(
     ended = call("compare", *arguments)
     assert ended.code == 2
     assert said in ended.line
+
+
+def test_a_plan_that_cannot_be_run_is_said_when_it_is_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise PlanError("more than this machine can do")
+
+    monkeypatch.setattr("loadgen.running.run", fail)
+    ended = call("compare", "--a", A, "--b", B)
+    assert ended.code == 2
+    assert ended.err.splitlines()[-1] == "loadgen: more than this machine can do"
+
+
+def test_a_figure_that_cannot_decide_is_said(
+    played: Played, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError("nothing of it was measured")
+
+    monkeypatch.setattr("loadgen.compare.compare", fail)
+    ended = call("compare", "--a", A, "--b", B, "--repeat", "2")
+    assert ended.code == 2
+    assert ended.err.splitlines()[-1] == "loadgen: --by: nothing of it was measured"
+    assert played.order

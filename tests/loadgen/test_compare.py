@@ -231,3 +231,20 @@ def test_loads_that_differ_and_runs_that_measure_the_loader_are_told() -> None:
     loads, loader = compare(a, b, paired=True).notes
     assert loads == "NOT THE SAME LOAD: connections 1 and 2"
     assert loader.startswith("LOADER-BOUND: 8 of 16 runs")
+
+
+def test_runs_of_different_machines_are_said_to_be() -> None:
+    [other] = rates(1000.0)
+    other["environment"] = {"python": "3.13"}
+    found = compare(rates(1000.0), [other], paired=False)
+    assert any(note.startswith("NOT THE SAME MACHINE: ") for note in found.notes)
+
+
+def test_seconds_that_do_not_tell_leave_the_plain_change() -> None:
+    a, b = (run_of(1000.0, series=[1000.0] * 12) for _ in range(2))
+    for second in (*a["series"], *b["series"]):
+        second["p50"] = second["p99"] = None
+    found = compare([a], [b], paired=False)
+    change = row(found, "p50").change
+    assert change is not None
+    assert change[:3] == (1.0, 1.0, 1.0)

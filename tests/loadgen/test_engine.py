@@ -738,3 +738,99 @@ def test_replies_that_came_while_the_process_stood_still_at_the_end_are_not_late
     counts = run(world, connections=5, duration=0.1, grace=0.2).counts
     assert counts.verified == counts.sent > 0
     assert counts.timed_out == 0
+
+
+# Connections that fail in loops other than the plain one ---------------------------------
+
+LOOPS: list[dict[str, Any]] = [{"rate": 1000}, {"rate": 1000, "pipeline": 2}, {"pipeline": 2}]
+
+
+@pytest.mark.parametrize("options", LOOPS)
+@pytest.mark.parametrize("mask", [READ, ERROR])
+def test_events_without_anything_to_read_do_nothing_in_any_loop(
+    options: dict[str, Any], mask: int
+) -> None:
+    world = World(server=lambda socket, _: socket.say(EXPECTED, after=3 * MS))
+    world.at(5 * MS // 2, lambda: world.injected.append((world.sockets[0].fd, mask)))
+    counts = run(world, duration=0.02, **options).counts
+    assert counts.verified == counts.sent > 0
+    assert not counts.errors
+
+
+@pytest.mark.parametrize("options", LOOPS)
+def test_a_read_that_fails_costs_its_connection_in_any_loop(options: dict[str, Any]) -> None:
+    def serve(socket: FakeSocket, number: int) -> None:
+        if number == 3:
+            socket.world.at(
+                socket.world.now + LATENCY, lambda: socket._arrive(os_error(errno.ECONNRESET))
+            )
+        else:
+            socket.say(EXPECTED)
+
+    counts = run(World(server=serve), connections=2, duration=0.05, **options).counts
+    assert counts.lost == 2
+    assert counts.errors == {"reset": 2}
+    assert counts.failed > 0
+
+
+@pytest.mark.parametrize(("sends", "lost"), [("refused", 0), ("in part", 0), ("failing", 1)])
+def test_a_send_of_what_has_been_due_that_does_not_go_at_once(sends: str, lost: int) -> None:
+    """The one connection is always waited for, so that the reply lets the next request go."""
+
+    def serve(socket: FakeSocket, number: int) -> None:
+        socket.say(EXPECTED, after=3 * MS)
+        if number == 2 and sends == "failing":
+            socket.send_error = os_error(errno.EPIPE)
+        elif number == 2:
+            socket.limit_room(3, full=sends == "refused")
+
+    counts = run(World(server=serve), duration=0.03, rate=1000).counts
+    assert counts.lost == lost
+    assert counts.verified >= 2
+    assert counts.verified + counts.failed == counts.sent
+
+
+def test_a_connection_that_ended_while_it_was_free_is_given_nothing() -> None:
+    """Both as it is noticed in a batch in which a request is due, and later."""
+
+    def serve(socket: FakeSocket, number: int) -> None:
+        socket.say(EXPECTED, after=10 * MS)
+        if number == 1 and socket is socket.world.sockets[0]:
+            socket.close_by_server(after=20 * MS)
+
+    counts = run(World(server=serve), connections=2, duration=0.1, rate=100).counts
+    assert counts.lost == 1
+    assert counts.verified == counts.sent == 10
+
+
+def test_what_is_left_of_the_requests_goes_out_together() -> None:
+    world = World()
+    counts = run(world, connections=1, duration=1.0, pipeline=4, requests=3).counts
+    assert counts.verified == counts.sent == 3
+
+
+def test_a_replacement_that_the_kernel_puts_off_is_made_later() -> None:
+    def serve(socket: FakeSocket, number: int) -> None:
+        socket.say(EXPECTED)
+        if number == 3 and socket is socket.world.sockets[0]:
+            socket.close_by_server(after=LATENCY)
+
+    world = World(server=serve)
+    world.dials.extend([connects, BlockingIOError(errno.EAGAIN, "")])
+    counts = run(world, duration=1.0, reconnect=True).counts
+    assert (counts.lost, counts.reconnected) == (1, 1)
+    assert len(world.sockets) == 2
+
+
+def test_what_was_held_back_and_cannot_be_sent_costs_its_connection() -> None:
+    def serve(socket: FakeSocket, number: int) -> None:
+        socket.say(EXPECTED)
+        if number == 2:
+            socket.limit_room(3)
+            socket.world.at(
+                socket.world.now + LATENCY + MS // 8,
+                lambda: setattr(socket, "send_error", os_error(errno.EPIPE)),
+            )
+
+    counts = run(World(server=serve), duration=0.05, pipeline=2).counts
+    assert counts.lost == 1

@@ -3,32 +3,18 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
 import pytest
 
-from loadgen.capacity import Figures, Result
-from loadgen.plan import Plan
-from loadgen.report.capacity import Findings, advice, answer, document, line, summary
+from loadgen.capacity import Ending, Figures, Limit, Result
+from loadgen.report.capacity import advice, answer, document, line, summary
 from loadgen.report.capacity_html import page
 from nbnet.notation import Address
 
-from .searches import Simulation, disturbed, found, ruined, served, terms
-
-
-def findings(result: Result, **changes: Any) -> Findings:
-    """Of a search that took a minute."""
-    values: dict[str, Any] = {
-        "plan": Plan(rate=1.0),
-        "target": Address("127.0.0.1", 6789),
-        "embedded": False,
-        "workers": 1,
-        "started_at": datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
-        "seconds": 61.0,
-    }
-    return Findings(result=result, **(values | changes))
+from .searches import Simulation, disturbed, findings, found, ruined, served, terms
 
 
 def wrong(rate: float, seconds: float) -> Figures:
@@ -203,3 +189,20 @@ def test_any_objective_can_be_drawn(slo: str) -> None:
     assert "svg" in parsed.tags
     drawn = parsed.text.replace(" ", "")
     assert all(clause in drawn for clause in str(result.terms.slo).split(","))
+
+
+def test_connections_that_were_the_limit_are_said() -> None:
+    few = findings(replace(found(), limit=Limit.CONNECTIONS))
+    assert advice(few)[0].startswith("CONNECTIONS: all of them were waiting")
+    assert "the 50 connections are the limit" in answer(few)
+
+
+def test_a_search_that_measured_nothing_says_so() -> None:
+    none = findings(replace(found(), steps=(), best=None, confirmed=None, ending=Ending.TIME))
+    assert summary(none).splitlines()[-1] == "CAPACITY: nothing was measured"
+    assert "sent" not in summary(none)
+
+
+def test_the_page_of_a_search_without_an_answer_marks_none() -> None:
+    assert ">confirmed<" in page(findings(found()))
+    assert ">confirmed<" not in page(findings(replace(found(), confirmed=None)))

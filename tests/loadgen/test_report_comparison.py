@@ -103,3 +103,15 @@ def test_what_is_weaker_is_said(method: str) -> None:
     found = compare(a[:count], b[:count], paired=False)
     assert found.method == method
     assert "NOT IN TURN: " in table(found, "a", "b")
+
+
+def without_latency(*runs: dict[str, Any]) -> list[dict[str, Any]]:
+    """Runs in which no reply came."""
+    for run in runs:
+        run["latency_seconds"] = run["service_seconds"] = dict.fromkeys(run["latency_seconds"])
+    return list(runs)
+
+
+def test_single_runs_in_which_something_was_not_measured_are_compared() -> None:
+    [a], [b] = [run_of(1000.0, series=[1000.0] * 10)], without_latency(run_of(900.0))
+    assert "requests/s" in table(compare([a], [b], paired=False), "a:1", "b:2")

@@ -22,6 +22,7 @@ from loadgen.plan import Plan
 from loadgen.report import Run, html_charts
 from loadgen.report.html import page
 from loadgen.report.html_charts import Axis, Line, Tip, chart
+from loadgen.report.html_details import _hex
 from loadgen.report.html_series import POINTS, bins, percentile_curve
 from loadgen.tally import Counts, Interval, Mismatch, Phase, Snapshot, Tally
 from loadgen.traffic import Traffic
@@ -467,3 +468,13 @@ def test_the_browser_would_have_complained(tmp_path: Path) -> None:
     path = tmp_path / "run.html"
     path.write_text(page(runs.fine()).replace("<main>", "<main><script>1</script>"))
     assert "CONSOLE" in browse(path, "--dump-dom").stderr
+
+
+def test_connections_that_were_replaced_are_told() -> None:
+    run = runs.fine()
+    run.tally.counts.reconnected = 7
+    assert "0 lost, 7 replaced" in "".join(page(run))
+
+
+def test_no_bytes_are_shown_as_none() -> None:
+    assert _hex(b"", 0, None) == "-"

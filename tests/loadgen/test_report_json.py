@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import platform
+import resource
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.forked import exit_code, in_child
 
 from loadgen import __version__
 from loadgen.plan import Plan
@@ -333,3 +335,21 @@ def test_a_pipe_and_standard_output_get_the_document_once(
         clock.now += 1000
         observe(Tally(), clock.so_far)
     assert (clock.summed_up, capsys.readouterr().out) == (0, "")
+
+
+def test_a_disk_that_is_full_for_a_while_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+    """In a child, whose files may not grow for a while: the kernel's own word for it."""
+    clock, path = Clock(), tmp_path / "run.json"
+    observe = Checkpoint(str(path), clock=clock)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def three_times() -> None:
+        for limit in (limits[0], 0, limits[0]):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+            clock.now += 10
+            observe(Tally(), clock.so_far)
+            assert json.loads(path.read_text()) == document(runs.fine())
+            assert list(tmp_path.iterdir()) == [path]
+        assert clock.summed_up == 3
+
+    assert exit_code(in_child(three_times)) == 0

@@ -235,3 +235,12 @@ class Peer(RuleBasedStateMachine):
 @lives
 def test_whatever_a_peer_does(count: int) -> None:
     live(Peer, count)
+
+
+def test_a_header_that_the_next_process_does_not_take_ends_it_there() -> None:
+    """Its limits are stricter, and the header alone had come."""
+    old, new = connection(), connection(limits=Limits(max_frame=3))
+    assert old.receive(b"00009abc", 1.0) == b""
+    new.unpack(*old.pack(), 1.0)
+    assert new.state is not State.READING
+    assert new._counters.protocol_errors == 1

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import array
 import contextlib
+import errno
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -20,10 +24,10 @@ from nbnet.handover import MOVES_PER_TURN, Arrival, Departure, Record, Records, 
 from nbnet.limits import Limits
 from nbnet.listeners import open_tcp
 from nbnet.notation import Target
-from nbnet.pollers import READ
+from nbnet.pollers import READ, DescriptorError
 from nbnet.running import open_loop
 from nbnet.settings import Settings
-from nbnet.states import MOVABLE
+from nbnet.states import MOVABLE, State
 
 PEERS = st.one_of(st.text(), st.builds(Target, st.text(), st.integers(0, 65535)))
 RECORDS = st.lists(
@@ -269,3 +273,196 @@ def test_what_arrives_at_a_loop_that_stops_is_answered_and_ended(listener: socke
         assert read(peer, 10) == b"00004gfed"  # and the end
         new.end()
     assert new.loop.counters.adopted == 1
+
+
+# What the kernel seldom does, on links made by hand ---------------------------------------
+
+
+class FakeLoop:
+    """The calls of a loop that moving needs, and what they were."""
+
+    arrivals = 0
+    connections = 1
+
+    def __init__(self, *channels: Any) -> None:
+        self.channels = list(channels)
+        self.watched: dict[int, Callable[[], None]] = {}
+        self.moved: list[Any] = []
+        self.turn: Callable[[], bool] | None = None
+        self.fails: Exception | None = None
+        self.held = False
+
+    def hold_accepting(self, held: bool) -> None:
+        self.held = held
+
+    def each_turn(self, action: Callable[[], bool] | None) -> None:
+        self.turn = action
+
+    def movable(self) -> Iterator[Any]:
+        return iter(self.channels)
+
+    def will_be_movable(self) -> bool:
+        return False
+
+    def move_out(self, channel: Any) -> None:
+        self.channels.remove(channel)
+        self.moved.append(channel)
+
+    def watch(self, fd: int, _events: int, call: Callable[[], None]) -> None:
+        if self.fails is not None:
+            raise self.fails
+        self.watched[fd] = call
+
+    def unwatch(self, fd: int) -> None:
+        del self.watched[fd]
+
+    def expect(self, count: int) -> None:
+        """As of the real one."""
+
+    def adopt(self, connection: socket.socket, peer: Target | str, **_: Any) -> None:
+        assert not connection.get_inheritable(), "a handler's child would keep it open"
+        connection.close()
+        self.moved.append(peer)
+
+
+def channel(unsent: bytes = b"") -> Any:
+    """A connection that can move; the standard input goes in place of its socket."""
+    return SimpleNamespace(
+        peer="somebody", requests=1, fd=0, state=State.READING, pack=lambda: (b"", unsent)
+    )
+
+
+@pytest.fixture
+def links() -> Iterator[tuple[socket.socket, socket.socket]]:
+    one, other = socket.socketpair()
+    with one, other:
+        yield one, other
+
+
+def departing(loop: FakeLoop, link: socket.socket, ends: list[bool]) -> Departure:
+    return Departure(loop, link, ends.append)  # type: ignore[arg-type]
+
+
+def test_a_record_that_the_link_takes_in_parts_goes_on_when_there_is_room(
+    links: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, theirs = links
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    loop, ends = FakeLoop(channel(b"x" * 400_000)), list[bool]()
+    departing(loop, ours, ends)
+    assert loop.turn is not None
+    size = 0
+    while not ends:
+        if not loop.turn() and loop.watched:
+            assert not loop.turn(), "it waits"
+            [unblock] = loop.watched.values()
+            size += len(theirs.recv(1 << 20))
+            unblock()
+    while data := theirs.recv(1 << 20):
+        size += len(data)
+    assert ends == [True]
+    assert size > 400_000
+
+
+def test_a_link_that_cannot_be_waited_for_ends_the_departure(
+    links: tuple[socket.socket, socket.socket],
+) -> None:
+    loop, ends = FakeLoop(channel(b"x" * 4_000_000)), list[bool]()
+    loop.fails = DescriptorError("too large a number")
+    departing(loop, links[0], ends)
+    while loop.turn is not None:
+        loop.turn()
+    assert ends == [False]
+    assert not loop.held
+
+
+def test_what_arrives_is_not_for_what_a_handler_starts(
+    links: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, theirs = links
+    loop = FakeLoop()
+    Arrival(loop, theirs)  # type: ignore[arg-type]
+    with socket.socket() as moving:
+        socket.send_fds(ours, [pack_record(Record("came", 1, b"", b""))], [moving.fileno()])
+    ours.close()
+    [receive] = loop.watched.values()
+    receive()
+    assert loop.moved == ["came"]
+
+
+class FakeLink:
+    """A link whose calls end as told."""
+
+    def __init__(self, *results: Any) -> None:
+        self.results = list(results)
+        self.closed = False
+
+    def _next(self, *_: Any) -> Any:
+        result = self.results.pop(0)
+        if isinstance(result, OSError):
+            raise result
+        return result
+
+    recvmsg = sendmsg = _next
+
+    def setblocking(self, _flag: bool) -> None:
+        """As of the real one."""
+
+    def fileno(self) -> int:
+        return 99
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_while_too_many_are_on_their_way_it_tries_again() -> None:
+    size = len(pack_record(Record("somebody", 1, b"", b"")))
+    link = FakeLink(OSError(errno.ETOOMANYREFS, "too many"), size)
+    loop, ends = FakeLoop(channel()), list[bool]()
+    departing(loop, link, ends)  # type: ignore[arg-type]
+    assert loop.turn is not None
+    assert loop.turn(), "at once"
+    loop.turn()
+    assert ends == [True]
+    assert len(loop.moved) == 1
+
+
+def test_a_connection_without_a_descriptor_to_spare_is_lost_and_the_others_come(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    lost = pack_record(Record("lost", 1, b"", b""))
+    came = pack_record(Record("came", 1, b"", b""))
+    descriptor = socket.socket().detach()
+    link = FakeLink(
+        (lost, [], socket.MSG_CTRUNC, None),
+        (
+            came,
+            [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [descriptor]).tobytes())],
+            0,
+            None,
+        ),
+        BlockingIOError(),
+        ConnectionResetError(),
+    )
+    loop = FakeLoop()
+    Arrival(loop, link)  # type: ignore[arg-type]
+    [receive] = loop.watched.values()
+    receive()
+    assert loop.moved == ["came"]
+    assert "lost: lost on its way here, too many open files" in caplog.text
+    receive()  # the other process died
+    assert link.closed
+    assert not loop.watched
+
+
+def test_many_arrivals_are_taken_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nbnet.handover.ARRIVALS_PER_TURN", 2)
+    link = FakeLink((b"", [], 0, None))
+    link.results[:0] = [(b"\0", [], 0, None)] * 2
+    loop = FakeLoop()
+    Arrival(loop, link)  # type: ignore[arg-type]
+    [receive] = loop.watched.values()
+    receive()
+    assert not link.closed
+    receive()
+    assert link.closed

@@ -621,3 +621,39 @@ def test_a_failure_after_the_file_was_made_removes_it(
     with pytest.raises(ListenError, match=f"unix:{path}: Too many open files"):
         open_unix(str(path))
     assert list(path.parent.iterdir()) == []
+
+
+@pytest.mark.usefixtures("nothing_left_open")
+def test_a_socket_that_cannot_have_its_options_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOPROTOOPT, "no such option")
+
+    monkeypatch.setattr(socket.socket, "setsockopt", fail)
+    with pytest.raises(ListenError, match="no such option"):
+        open_tcp("127.0.0.1", 0)
+
+
+def test_a_lock_that_cannot_be_had_leaves_nothing_open(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with pytest.raises(ListenError, match="no locks available"):
+        open_unix(str(path))
+
+
+def test_a_file_of_which_nobody_knows_whether_it_is_in_use_is_left_alone(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(path))
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EACCES, "permission denied")
+
+    monkeypatch.setattr(socket.socket, "connect", fail)
+    with pytest.raises(ListenError, match="permission denied"):
+        open_unix(str(path))
+    assert path.is_socket()

@@ -20,6 +20,7 @@ from nbnet.deadlines import TICK
 from nbnet.handlers import Handler, reverse
 from nbnet.limits import Limits
 from nbnet.loop import LARGE_BUDGET, SAMPLED, Loop
+from nbnet.notation import Target
 from nbnet.pollers import ERROR, READ, WRITE, DescriptorError
 
 
@@ -1082,3 +1083,52 @@ def test_room_is_kept_for_connections_that_are_to_be_adopted(kernel: Kernel) -> 
     assert adopted.received == b"00001a"
     assert loop.counters.accepted == 2
     assert second.closed
+
+
+@pytest.mark.parametrize("stopping", [False, True])
+def test_a_connection_that_is_adopted_while_all_ends_is_served_and_ended(
+    kernel: Kernel, stopping: bool
+) -> None:
+    loop = kernel.loop(max_per_ip=1)
+    adopted = FakeSocket(kernel)
+    loop.arrivals = 1
+
+    def adopt() -> None:
+        adopted.fd = kernel.allocate(adopted)
+        loop.adopt(adopted, Target("10.0.0.1", 5), requests=3, unread=b"00001a", unsent=b"")
+        loop.arrivals = 0
+
+    kernel.steps.extend([loop.stop, adopt] if stopping else [adopt, loop.stop])
+    loop.run()
+    assert adopted.received == b"00001a"
+    assert_nothing_is_left(kernel, loop)
+
+
+def test_a_connection_that_cannot_be_adopted_is_closed_and_counted(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = kernel.loop()
+    adopted = FakeSocket(kernel)
+    register = kernel.register
+
+    def no_room(fd: int, eventmask: int, /) -> None:
+        if fd == adopted.fd:
+            raise error(errno.ENOSPC)
+        register(fd, eventmask)
+
+    def adopt() -> None:
+        adopted.fd = kernel.allocate(adopted)
+        loop.adopt(adopted, "somebody", requests=0, unread=b"", unsent=b"")
+
+    monkeypatch.setattr(kernel, "register", no_room)
+    kernel.steps.extend([adopt, loop.stop])
+    loop.run()
+    assert adopted.closed
+    assert (loop.counters.adopted, loop.counters.refused_full) == (0, 1)
+    assert_nothing_is_left(kernel, loop)
+
+
+def test_of_two_connections_of_an_address_one_may_end(kernel: Kernel) -> None:
+    peers = [kernel.connect(), kernel.connect()]
+    loop = run(kernel, lambda: peers[0].inbox.append(b""), max_per_ip=2)
+    assert (loop.counters.accepted, loop.counters.refused_per_ip) == (2, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import resource
 import signal
@@ -372,3 +373,60 @@ def test_metrics_of_a_server_in_a_thread() -> None:
 def test_a_place_for_metrics_that_is_none(metrics: str) -> None:
     with pytest.raises(ValueError, match="is no place to serve"):
         Server(port=0, metrics=metrics)
+
+
+def test_a_handler_may_stop_its_own_server() -> None:
+    def handler(payload: bytes) -> bytes:
+        own.stop()
+        return payload
+
+    own = Server(handler, port=0, limits=SHORT)
+    with own, connect(own.address) as peer:
+        peer.sendall(b"00001a")
+        assert read_to_end(peer) == b"00001a"
+
+
+def test_serve_in_one_process_serves_metrics_and_need_not_tell_where(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is stopped when it has said that it serves metrics, and where."""
+
+    class Stops(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "metrics on" in record.getMessage():
+                signal.raise_signal(signal.SIGTERM)
+
+    handler = Stops()
+    log = logging.getLogger("nbnet")
+    log.addHandler(handler)
+    try:
+        with caplog.at_level(logging.INFO, "nbnet"):
+            serve(port=0, metrics="127.0.0.1:0")
+    finally:
+        log.removeHandler(handler)
+    assert "stopped: 0 requests" in caplog.text
+
+
+def test_a_third_signal_ends_even_a_handler_that_does_not_return() -> None:
+    def handler(payload: bytes) -> bytes:
+        for _ in range(3):
+            signal.raise_signal(signal.SIGTERM)
+        return payload
+
+    ends: list[bytes] = []
+
+    def use(address: Target) -> None:
+        with connect(address) as peer:
+            peer.sendall(b"00001a")
+            ends.append(read_to_end(peer))
+
+    threads: list[threading.Thread] = []
+
+    def on_listening(address: Target | str) -> None:
+        assert isinstance(address, Target)
+        threads.append(threading.Thread(target=use, args=(address,)))
+        threads[0].start()
+
+    serve(handler, port=0, on_listening=on_listening)
+    threads[0].join()
+    assert ends == [b""]

@@ -28,6 +28,7 @@ from nbnet.pollers import READ, WRITE
 from nbnet.tls import (
     RECORD_SIZE,
     TlsSocket,
+    _words,
     client_context,
     peer_name,
     prepare,
@@ -1021,3 +1022,9 @@ def test_a_weak_certificate(files: Files) -> None:
     path = files.write("weak.pem", weak)
     with pytest.raises(ValueError, match=r"weak\.pem: ee key too small$"):
         server_context(path, None)
+
+
+def test_an_error_without_a_reason_is_told_without_its_place_in_openssl() -> None:
+    error = ssl.SSLError(1, "[SSL] something odd (_ssl.c:992)")
+    error.reason = ""
+    assert _words(error) == "something odd"

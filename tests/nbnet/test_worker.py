@@ -34,6 +34,19 @@ def test_an_end_that_was_closed_with_words_unread_is_gone(pair: tuple[Control, C
     one.send({"to": "nobody"})
 
 
+def test_a_socket_that_is_passed_is_not_for_what_a_handler_starts(
+    pair: tuple[Control, Control],
+) -> None:
+    one, other = pair
+    with socket.socket() as link:
+        one.send({"hand over": True}, link)
+    heard = other.receive()
+    assert heard is not None
+    assert heard[1] is not None
+    with heard[1]:
+        assert not heard[1].get_inheritable()
+
+
 def run(pair: tuple[Control, Control], act: Callable[[], object]) -> bool:
     """Run a worker in this thread, and something beside it once it is ready."""
 
