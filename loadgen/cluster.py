@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -236,7 +237,7 @@ class Cluster:
             self._link.next(_TICK)  # nothing is to be heard yet
             hosts = self._link.hosts()
         if len(hosts) < (wanted or 1):
-            there = f"{len(hosts)} hosts" if hosts else "no host"
+            there = _many(len(hosts), "host") if hosts else "no host"
             raise CommandError(
                 f"--cluster {self._cluster.scheduler}: {there} with a Dask worker after "
                 f"{patience:g} s (start one on each: dask worker {self._cluster.scheduler} "
@@ -529,13 +530,15 @@ def engines_of(plan: Plan, cores: list[int], asked: int | None) -> list[int]:
 
 def _unusable(host: Host, error: Exception) -> CommandError:
     """Why a host cannot be used, with what to do."""
-    name = getattr(error, "name", None) or ""
-    if isinstance(error, ModuleNotFoundError) and name.partition(".")[0] in ("loadgen", "nbnet"):
+    # By their words: Dask does not pass on every error as what it was.
+    words = str(error)
+    if missing := re.search(r"No module named '((?:loadgen|nbnet)\b[^']*)'", words):
         return CommandError(
-            f"host {host.address} has no {name}: install the same version of nbnet there as here",
+            f"host {host.address} has no {missing[1]}: install the same version of nbnet there "
+            "as here",
             EXIT_USAGE,
         )
-    if isinstance(error, AttributeError | ImportError):
+    if "Can't get attribute" in words or "has no attribute" in words:
         return CommandError(
             f"host {host.address} has another version of loadgen: all need the same", EXIT_USAGE
         )

@@ -208,20 +208,23 @@ class DaskLink:
         with warnings.catch_warnings():
             # Versions are compared by what matters here.
             warnings.simplefilter("ignore", VersionMismatchWarning)
+            self._client = Client(
+                plan.scheduler,
+                security=security,
+                asynchronous=True,
+                set_as_default=False,
+                timeout=plan.patience,
+                name="loadgen",
+            )
             try:
-                self._client = await Client(
-                    plan.scheduler,
-                    security=security,
-                    asynchronous=True,
-                    set_as_default=False,
-                    timeout=plan.patience,
-                    name="loadgen",
-                )
+                # Its own timeout is of each attempt, and does not see a peer that says nothing.
+                await asyncio.wait_for(self._client, plan.patience)
             except (OSError, ValueError) as error:
-                reason = str(error.__cause__ or error) or type(error).__name__
+                with contextlib.suppress(Exception):
+                    await asyncio.wait_for(self._client.close(), 1.0)
                 raise CommandError(
                     f"--cluster {plan.scheduler}: cannot connect to a Dask scheduler there: "
-                    f"{_first_line(reason)} (start one with: dask scheduler)",
+                    f"{_reason(error)} (start one with: dask scheduler)",
                     EXIT_NO_CONNECTION,
                 ) from error
         self._client.subscribe_topic(agent.TOPIC, self._take)
@@ -309,6 +312,8 @@ class DaskLink:
         error = await future.exception()
         if error is not None:
             words = f"its agent failed: {type(error).__name__}: {_first_line(str(error))}"
+            if "deserializ" in str(error):  # by the scheduler, which looks at each task
+                words = "the scheduler has no or another nbnet: it needs the same version as all"
             self._events.put(Event(host, Heard.GONE, words))
 
     async def _watch_clock(self, host: str) -> None:
@@ -411,6 +416,14 @@ def _by_address(host: Host) -> tuple[Any, ...]:
     if all(part.isdigit() for part in parts):
         return 0, *map(int, parts)
     return 1, host.address
+
+
+def _reason(error: BaseException) -> str:
+    """Why there is no connection; Dask's own words say less than their cause."""
+    words = _first_line(str(error.__cause__ or error))
+    if words:
+        return words
+    return "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
 
 
 def _first_line(text: str) -> str:

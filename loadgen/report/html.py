@@ -40,6 +40,7 @@ def page(run: Run) -> str:
         _over_time(run),
         _distribution(run),
         details.split(run),
+        details.hosts(run),
         details.errors(run),
         details.wrong_replies(run.tally.mismatches),
         details.plan(run),

@@ -72,6 +72,27 @@ def split(run: Run) -> str:
     )
 
 
+def hosts(run: Run) -> str:
+    """What each host of a cluster did; nothing of a run on one machine."""
+    if not run.hosts:
+        return ""
+    rows = [
+        (
+            parts.text(host.host),
+            f"{host.workers:,}",
+            f"{host.counts.held:,}",
+            f"{host.counts.verified:,}",
+            f"{host.rate:,.0f}",
+            _time(host.latency.percentile(99) / 1e9) if host.latency else "-",
+            "-" if host.cpu_percent is None else f"{host.cpu_percent:.0f} %",
+            "<b>LOST</b>" if host.lost else "ok",
+        )
+        for host in run.hosts
+    ]
+    head = ("host", "processes", "held", "verified", "requests/s", "p99", "cpu", "")
+    return parts.section("Hosts", parts.table(head, rows))
+
+
 def errors(run: Run) -> str:
     """What ended connections, the most frequent first."""
     kinds = run.tally.counts.errors.most_common()

@@ -31,13 +31,13 @@ class DaskCluster:
         self,
         folder: Path,
         stack: contextlib.ExitStack,
-        security: Sequence[str] = (),
+        options: Sequence[str] = (),
         host: str = "127.0.0.1",
         prefix: Sequence[str] = (),
     ) -> None:
         self._folder = folder
         self._stack = stack
-        self._security = list(security)
+        self._options = list(options)
         self._contact = folder / "scheduler.json"
         self.scheduler = ""
         self.workers: dict[str, subprocess.Popen[bytes]] = {}
@@ -94,7 +94,7 @@ class DaskCluster:
     ) -> subprocess.Popen[bytes]:
         with (self._folder / f"{name or command}.log").open("wb") as log:
             process = subprocess.Popen(
-                [*prefix, sys.executable, "-m", "dask", command, *options, *self._security],
+                [*prefix, sys.executable, "-m", "dask", command, *options, *self._options],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -114,14 +114,14 @@ def _reap(process: subprocess.Popen[bytes]) -> None:
 
 @contextlib.contextmanager
 def starting(
-    folder: Path, *security: str, host: str = "127.0.0.1", prefix: Sequence[str] = ()
+    folder: Path, *options: str, host: str = "127.0.0.1", prefix: Sequence[str] = ()
 ) -> Iterator[DaskCluster]:
     """A scheduler; workers are for the caller to add. No process is left at the end.
 
     Args:
-        security: options of TLS, of all processes.
+        options: of all processes, such as those of TLS.
         host: the address of the scheduler.
         prefix: a command that runs it elsewhere.
     """
     with contextlib.ExitStack() as stack:
-        yield DaskCluster(folder, stack, security, host, prefix)
+        yield DaskCluster(folder, stack, options, host, prefix)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from loadgen.histogram import Histogram
+from loadgen.hosts import HostFigures, losses
 from loadgen.plan import Plan
 from loadgen.report import Run
 from loadgen.tally import Counts, Mismatch, Phase, Snapshot, Tally
@@ -137,6 +139,41 @@ def loader_bound() -> Run:
         cpu_seconds=0.97,
     )
     return finished(snapshots(counts), Plan(connections=50, duration=1.0))
+
+
+def on_hosts(number: int = 2) -> Run:
+    """A second on so many hosts, of which the last was lost half-way."""
+    whole = Counts()
+    hosts = []
+    for host in range(1, number + 1):
+        lost = host == number
+        counts = Counts(
+            held=25,
+            sent=1000 * host,
+            verified=1000 * host,
+            on_time=1000 * host,
+            latency=recorded(*[host * MS] * (1000 * host)),
+            connect=recorded(500_000),
+            in_flight_seconds=float(host * host),
+            cpu_seconds=0.0 if lost else 0.5,
+        )
+        whole.add(counts)
+        hosts.append(
+            HostFigures(
+                host=f"10.0.0.{host}",
+                name=f"load-{host}",
+                workers=1,
+                cores=2,
+                counts=counts,
+                elapsed=0.5 if lost else 1.0,
+                clock_offset=12.5 * host,
+                start_within=0.0012,
+                lost="its Dask worker ended" if lost else None,
+            )
+        )
+    run = finished(snapshots(whole), Plan(connections=25 * number, duration=1.0), embedded=False)
+    verdict = judge(whole, interrupted=False, losses=losses(hosts))
+    return replace(run, workers=number, hosts=tuple(hosts), verdict=verdict)
 
 
 def failed() -> Run:

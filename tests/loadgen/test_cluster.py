@@ -11,15 +11,20 @@ import pytest
 from loadgen.cluster import Cluster, Event, Heard, engines_of
 from loadgen.hosts import HostFigures, host_notes, losses
 from loadgen.plan import ClusterPlan, Plan, PlanError, parse_scheduler
+from loadgen.report import html
+from loadgen.report import json as json_report
+from loadgen.report.terminal import summary
 from loadgen.running import Site
 from loadgen.share import Told
 from loadgen.tally import Counts, Phase, Snapshot, Tally
-from loadgen.verdict import judge
+from loadgen.verdict import examine, judge
 from nbnet.command import CommandError
 from nbnet.notation import Address
 
+from . import runs
 from .fake_hosts import TRIP, FakeHost, FakeLink
 from .runs import recorded
+from .schema import assert_valid
 
 SECOND = 10**9
 TARGET = Address("10.0.0.7", 6789)
@@ -192,6 +197,8 @@ def test_more_hosts_than_asked_are_left_alone_and_fewer_are_refused() -> None:
         Ran(*hosts(2), hosts=3, patience=4.0)
     assert raised.value.code == 4
     assert "2 hosts with a Dask worker after 4 s" in raised.value.message
+    with pytest.raises(CommandError, match=r": 1 host with a Dask worker"):
+        Ran(*hosts(1), hosts=2)
     with pytest.raises(CommandError, match="no host with a Dask worker"):
         Ran()
 
@@ -205,8 +212,14 @@ def test_more_hosts_than_asked_are_left_alone_and_fewer_are_refused() -> None:
         ({"version": {"loadgen": "0.0.9"}}, "has loadgen 0.0.9 and this machine "),
         ({"version": {"python": "3.9.1"}}, "has python 3.9.1 and this machine 3."),
         ({"version": {"distributed": "2024.1.0"}}, "has distributed 2024.1.0 and this machine "),
-        ({"survey_fails": ModuleNotFoundError(name="loadgen")}, "has no loadgen: install the same"),
-        ({"survey_fails": AttributeError("survey")}, "has another version of loadgen"),
+        (
+            {"survey_fails": Exception("No module named 'loadgen'")},
+            "has no loadgen: install the same",
+        ),
+        (
+            {"survey_fails": AttributeError("Can't get attribute 'survey'")},
+            "has another version of loadgen",
+        ),
         ({"survey_fails": TimeoutError()}, "10.0.0.2: no answer in time"),
         ({"reserve_fails": RuntimeError("another run is going on there")}, "another run is going"),
         ({"reserve_fails": RuntimeError()}, "10.0.0.2: RuntimeError"),
@@ -430,6 +443,77 @@ def test_an_error_in_the_parent_ends_all_hosts() -> None:
     with pytest.raises(ZeroDivisionError):
         Ran(*both, act=act)
     assert both[0].told == ["connect", "start", "abort"]
+
+
+# Reports ---------------------------------------------------------------------
+
+
+def test_the_summary_shows_each_host_and_which_was_lost() -> None:
+    text = summary(runs.on_hosts())
+    assert (
+        """
+hosts       workers  held  verified  requests/s      p99   cpu      start
+  10.0.0.1        1    25     1,000       1,000  1.00 ms  50 %  +-1.20 ms
+  10.0.0.2        1    25     2,000       4,000  2.00 ms     -       lost
+"""
+        in text
+    )
+    assert text.endswith(
+        "FAILED: host 10.0.0.2 was lost after 500 ms (its Dask worker ended): its figures\n"
+        "from then on are missing; every other reply verified"
+    )
+    assert all(len(line) <= 80 for line in text.splitlines())
+
+
+def test_of_many_hosts_the_summary_shows_the_lost_and_the_slowest() -> None:
+    lines = summary(runs.on_hosts(40)).splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith("hosts "))
+    shown = [line.split()[0] for line in lines[first + 1 : first + 17]]
+    assert shown == ["10.0.0.40", *(f"10.0.0.{number}" for number in range(39, 24, -1))]
+    assert lines[first + 17] == "  and 24 more, with a lower p99: see --json"
+
+
+def test_the_document_has_each_host() -> None:
+    document = json_report.document(runs.on_hosts())
+    assert_valid(document)
+    one, other = document["hosts"]
+    assert one == {
+        "host": "10.0.0.1",
+        "name": "load-1",
+        "workers": 1,
+        "cores": 2,
+        "duration_seconds": 1.0,
+        "held": 25,
+        "requests": 1000,
+        "wrong": 0,
+        "failed": 0,
+        "timed_out": 0,
+        "rate": 1000.0,
+        "p50": one["p99"],
+        "p99": pytest.approx(0.001, rel=0.001),
+        "max": one["p99"],
+        "cpu_percent": 50.0,
+        "clock_offset_seconds": 12.5,
+        "clock_drift_seconds": 0.0,
+        "start_within_seconds": 0.0012,
+        "lost": None,
+    }
+    assert (other["lost"], other["cpu_percent"]) == ("its Dask worker ended", None)
+    assert "hosts" not in json_report.document(runs.fine()), "of a run on one machine"
+
+
+def test_the_page_has_each_host() -> None:
+    page = html.page(runs.on_hosts())
+    assert '<th scope="row">10.0.0.2</th><td>1</td><td>25</td><td>2,000</td>' in page
+    assert "<td><b>LOST</b></td>" in page
+    assert "<h2>Hosts</h2>" not in html.page(runs.fine())
+
+
+def test_advice_to_a_busy_loader_is_about_hosts() -> None:
+    busy = runs.loader_bound().tally
+    loader = examine(busy, 1, hosts=2)
+    assert loader.reason is not None
+    assert loader.reason.endswith("use more --workers where a host has cores left, or more hosts")
 
 
 # Words -----------------------------------------------------------------------

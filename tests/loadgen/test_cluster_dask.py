@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -340,6 +341,44 @@ def test_a_scheduler_that_is_not_there_is_a_line(refusing: tuple[str, int]) -> N
     assert done.line.startswith(
         f"loadgen: --cluster tcp://{refusing[0]}:{refusing[1]}: cannot connect to a Dask scheduler"
     )
+
+
+def test_a_peer_that_says_nothing_is_a_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        done = call(
+            *("--cluster", f"127.0.0.1:{port}", "--target", "127.0.0.1:1"),
+            *("--cluster-timeout", "300ms"),
+        )
+    assert done.code == 4
+    assert done.line == (
+        f"loadgen: --cluster tcp://127.0.0.1:{port}: cannot connect to a Dask scheduler there: "
+        "no answer in time (start one with: dask scheduler)"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("everywhere", "words"),
+    [
+        (True, "host 127.0.0.3 has no loadgen.agent: install the same version of nbnet there"),
+        (False, "the scheduler has no or another nbnet: it needs the same version as all"),
+    ],
+)
+def test_where_nbnet_is_missing_is_said(
+    tmp_path: Path, address: tuple[str, int], words: str, *, everywhere: bool
+) -> None:
+    preload = tmp_path / "none.py"
+    preload.write_text("import sys\nsys.modules['loadgen'] = None\n")
+    with starting(tmp_path, "--preload", str(preload)) as cluster:
+        if not everywhere:
+            cluster._options.clear()
+        cluster.add(LAST)
+        cluster.wait(LAST)
+        target = f"{address[0]}:{address[1]}"
+        done = call("--cluster", cluster.scheduler, "--target", target, "--duration", "100ms")
+    assert done.code in (1, 2, 4)
+    assert words in done.err
 
 
 def test_without_dask_it_is_said_what_to_install() -> None:
