@@ -1,7 +1,7 @@
 """Each call of a scene fails once, with what its man page lists; and two of them.
 
-By default each call fails with one of its errors (of the load engine every sixth
-call), and some pairs do. All errors, and all pairs of the server, in some minutes::
+By default every second call fails with one of its errors (of the load engine every
+sixth), and some pairs do. All errors, and all pairs of the server, in some minutes::
 
     pytest -m slow tests/simulation/test_torture.py
 """
@@ -18,7 +18,7 @@ from simulation.kernel import SimulationFailure
 from simulation.torture import FATAL, SURVIVED, VARIANTS, pairs, singles, torture
 
 PLAYED = [(world, scene) for world in ("server", "load") for scene in range(VARIANTS)]
-EVERY: Final = {"server": 1, "load": 6}
+EVERY: Final = {"server": 2, "load": 6}
 SOME_PAIRS: Final = 6
 MANY_PAIRS: Final = {"server": None, "load": 2000}
 """None is all of them: of the engine that would be tens of thousands."""
@@ -26,7 +26,8 @@ MANY_PAIRS: Final = {"server": None, "load": 2000}
 
 @pytest.mark.parametrize(("world", "scene"), PLAYED)
 def test_any_call_may_fail(world: str, scene: int) -> None:
-    for script in list(singles(world, scene, all_errors=False))[:: EVERY[world]]:
+    every = EVERY[world]  # the first two scenes differ in the trigger alone
+    for script in list(singles(world, scene, all_errors=False))[scene % every :: every]:
         torture(world, scene, script)
 
 
