@@ -57,6 +57,7 @@ class Handler:
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
         self.known: dict[bytes, bool] = {}
+        self.before: Callable[[], None] = lambda: None  # called at each request
         self.answered = 0
         self.failed = 0
         self.many = False  # whether a payload may come any number of times
@@ -67,6 +68,7 @@ class Handler:
             what = "a second time" if payload in self.known else "that nobody has sent"
             self.kernel.fail(f"the handler is given {payload[:40]!r} {what}")
         self.known[payload] = True
+        self.before()
         self.kernel.note("handle", len(payload))
         reply = answer(payload)
         if reply is None:

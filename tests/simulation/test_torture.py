@@ -15,7 +15,16 @@ import pytest
 
 from nbnet import acceptor
 from simulation.kernel import SimulationFailure
-from simulation.torture import FATAL, SURVIVED, VARIANTS, pairs, singles, torture
+from simulation.torture import (
+    FATAL,
+    SURVIVED,
+    VARIANTS,
+    interrupt_at,
+    pairs,
+    singles,
+    stop_at,
+    torture,
+)
 
 PLAYED = [(world, scene) for world in ("server", "load") for scene in range(VARIANTS)]
 EVERY: Final = {"server": 2, "load": 6}
@@ -51,6 +60,31 @@ def test_any_call_may_fail_with_any_error(world: str, scene: int) -> None:
 def test_many_pairs_of_calls_may_fail(world: str, scene: int) -> None:
     for script in pairs(world, scene, sample=MANY_PAIRS[world]):
         torture(world, scene, script)
+
+
+@pytest.mark.parametrize(("world", "scene"), PLAYED)
+def test_a_signal_may_come_at_some_calls(world: str, scene: int) -> None:
+    for number in range(1 + scene, 400, 40):
+        stop_at(world, scene, number, times=1 + number % 2)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize(("world", "scene"), PLAYED)
+def test_a_signal_may_come_at_any_call(world: str, scene: int, times: int) -> None:
+    number = 1
+    while stop_at(world, scene, number, times=times):
+        number += 1
+    assert number > 50
+
+
+@pytest.mark.parametrize("scene", range(VARIANTS))
+def test_ctrl_c_in_a_handler_ends_the_server_and_leaves_nothing(scene: int) -> None:
+    number = 1
+    while interrupt_at(scene, number):
+        number += 1
+    assert number > 10
 
 
 @pytest.mark.parametrize("world", ["server", "load"])
