@@ -32,6 +32,8 @@ from simulation.network import End
 from simulation.poller import Poller
 from simulation.sockets import Listener, read, write
 
+_PLENTY: Final = 1 << 20
+"""Bytes of output that no run has unsent."""
 _TIMEOUTS: Final = (
     "first_byte_timeouts",
     "frame_timeouts",
@@ -129,6 +131,8 @@ class ServedProcess:
         self.cut: list[Account] = []
         self.unserved = 0  # closed before anything was read or owed
         self.stops = 0
+        self._hasty = ""
+        self._polls_left = 3  # after the second stop
         self._draining = False  # when it last polled
         self._drained = FOREVER  # when a stopping server need not wait any more
         self.failed = False  # whether an error has ended the loop
@@ -174,6 +178,17 @@ class ServedProcess:
         if not end.disturbed and not end.dead and self.kernel.now < self._drained:
             self.cut.append(account)
             self.kernel.say("cut off with %d bytes owed", account.unpaid)
+            self._check_cut(account)
+
+    def _check_cut(self, account: Account) -> None:
+        """It was cut off because it took nothing for too long, or all took too little."""
+        kernel, limits = self.kernel, self.limits
+        if self.stops > 1 or limits.max_output < _PLENTY:
+            return
+        waited = (kernel.now - account.moved + 10 * kernel.longest_gap) / SECOND + 0.05
+        if not limits.write_timeout or waited < limits.write_timeout:
+            # Unless an error has just ended the loop, which is known only later.
+            self._hasty = f"a connection was cut off that was owed {account.unpaid} bytes"
 
     # While it runs --------------------------------------------------------------------
 
@@ -204,6 +219,10 @@ class ServedProcess:
         for fd, channel in channels.items():
             self._check_channel(fd, channel)
         self._draining = loop._give_up != math.inf
+        if self.stops > 1:
+            self._polls_left -= 1
+            if self._polls_left < 0:
+                kernel.fail("the server goes on although it was told to end at once")
 
     def _check_channel(self, fd: int, channel: Channel) -> None:
         fail, state = self.kernel.fail, channel.state
@@ -320,6 +339,8 @@ class ServedProcess:
         exact = self.pool is None and not self.handler.failed and not self.failed
         if exact and requests != self.handler.answered:
             kernel.fail(f"{requests} requests counted, {self.handler.answered} were answered")
+        if self._hasty and not self.excuse:
+            kernel.fail(self._hasty)
         ended = sum(getattr(counters, name) for name in _TIMEOUTS) + counters.shed
         if not self.excuse and not self.stops > 1 and len(self.cut) > ended:
             first = self.cut[ended]

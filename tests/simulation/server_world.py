@@ -115,9 +115,9 @@ class ServerWorld:
         """When the signals come: after all is done, some time before, or at a certain call."""
         rng, kernel = self.rng, self.kernel
         choice = rng.random()
-        if choice < 0.2:
+        if choice < 0.3:
             kernel.after(rng.randrange(rng.choice((20 * MS, SECOND, 10 * SECOND))), self._stop)
-        elif choice < 0.35:
+        elif choice < 0.45:
             self._stop_at = rng.randrange(1, rng.choice((50, 500)))
             self._calls = 0
             self.server.process.on_call = self._count_call
