@@ -254,7 +254,7 @@ class ServedProcess:
         if state is State.PAUSED and not channel.waiting and kept <= limits.low_water:
             fail(f"{who} is not read from below the low-water mark, with {kept} bytes unsent")
         largest = HEADER + min(MOST, 5 * limits.max_frame)
-        portion = min(128, limits.frames_per_turn)
+        portion = self.pool.window if self.pool is not None else min(128, limits.frames_per_turn)
         if kept > 2 * limits.high_water + largest * (portion + 1):
             fail(f"{who} keeps {kept} bytes unsent")
         held = channel._decoder.unfinished + sum(map(len, channel.waiting))
