@@ -57,6 +57,7 @@ class Handler:
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
         self.known: dict[bytes, bool] = {}
+        self.before: Callable[[], None] = lambda: None  # called at each request
         self.answered = 0
         self.failed = 0
         self.many = False  # whether a payload may come any number of times
@@ -67,6 +68,7 @@ class Handler:
             what = "a second time" if payload in self.known else "that nobody has sent"
             self.kernel.fail(f"the handler is given {payload[:40]!r} {what}")
         self.known[payload] = True
+        self.before()
         self.kernel.note("handle", len(payload))
         reply = answer(payload)
         if reply is None:
@@ -95,6 +97,7 @@ class Account:
         fault: whether what was read ends in something that is no frame, or a
             request at which the handler fails; nothing is owed for what follows.
         progress: when something was last read or sent.
+        moved: when something was last sent, or a reply was first owed after all were.
         is_shut: whether the server has ended its stream.
     """
 
@@ -108,7 +111,7 @@ class Account:
         self._ends: list[int] = []  # of the replies owed
         self.owed = bytearray()
         self.fault = ""
-        self.progress = kernel.now
+        self.progress = self.moved = kernel.now
         self.is_shut = self.is_closed = False
         self._max_frame = max_frame
         self._ended = ended
@@ -157,11 +160,15 @@ class Account:
                 self.fault = "a request at which the handler fails"
                 return
             self.asked += 1
+            if not self.unpaid:
+                self.moved = self.kernel.now
             self.owed += frame(reply)
             self._ends.append(len(self.owed))
 
     def gave(self, data: bytes) -> None:
         self.progress = self.kernel.now
+        if data:
+            self.moved = self.kernel.now
         if self.is_shut:
             self.kernel.fail("the server sends after the end of its stream")
         expected = self.owed[self.given : self.given + len(data)]

@@ -37,9 +37,10 @@ from nbnet.pollers import ERROR, READ, WRITE
 from simulation.account import EMPTY, GROW, RAISE, REVERSE, answer
 from simulation.faults import Faults, draw_rates
 from simulation.kernel import FOREVER, MS, SECOND, US, Ended, Kernel, Process, os_error
-from simulation.network import End, Network, Socket
+from simulation.network import End, Network
 from simulation.outcome import Outcome
-from simulation.server_world import ServedProcess
+from simulation.served import ServedProcess
+from simulation.sockets import Socket
 
 _SLACK: Final = 0.05
 """Seconds that a call may take beyond its deadline."""

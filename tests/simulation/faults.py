@@ -14,13 +14,11 @@ import errno
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from nbnet.pollers import ERROR, READ, WRITE
 from simulation.kernel import File, Kernel
-
-if TYPE_CHECKING:
-    from simulation.network import End
+from simulation.network import End
 
 OUT_OF_RESOURCES: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 ONE_FAILED: Final = (errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.EHOSTUNREACH)
@@ -141,8 +139,6 @@ class Faults:
 
     def _follow(self, kind: str, code: int, file: File | None) -> None:
         """What an error means to the connection, and the event after it."""
-        from simulation.network import End
-
         if not isinstance(file, End):
             if code in ONE_FAILED and kind == "accept" and file is not None:
                 file.drop_one()  # type: ignore[attr-defined]  # a listener
@@ -166,8 +162,6 @@ class Faults:
         self, events: list[tuple[int, int]], interest: Mapping[int, tuple[File, int]]
     ) -> None:
         """Invent, repeat and shuffle events."""
-        from simulation.network import End
-
         rng, rates = self._rng, self.rates
         if interest and self.hits(rates.invent):
             fd = rng.choice(list(interest))
@@ -177,7 +171,6 @@ class Faults:
                 found &= mask | ERROR
                 if found:
                     events.insert(rng.randrange(len(events) + 1), (fd, found))
-                    self.kernel.happened()
         if events and self.hits(rates.repeat):
             event = rng.choice(events)
             if isinstance(interest[event[0]][0], End):

@@ -216,6 +216,8 @@ class Kernel:
     def note(self, kind: str, value: int) -> None:
         """Count a step into ``digest``; strings by their bytes, which have no hash order."""
         self.events += 1
+        if self.events > _MOST_EVENTS and self.failure is None:
+            self.fail("the run does not end")
         self.digest = (
             self.digest * 1_000_003 + self.now + value + len(kind) * 31 + ord(kind[-1])
         ) & 0xFFFF_FFFF_FFFF_FFFF
@@ -264,8 +266,6 @@ class Kernel:
             self.now = max(self.now, when)
             self.happened()
             self.note("event", 0)
-            if self.events > _MOST_EVENTS:
-                self.fail("the run does not end")
             action()
         elif limit >= FOREVER:
             self.fail("everybody waits for ever")

@@ -31,10 +31,11 @@ from nbnet.pollers import READ, WRITE
 from simulation.account import EMPTY, GROW, REVERSE, answer, frame
 from simulation.faults import Faults, Rates, draw_rates
 from simulation.kernel import MS, SECOND, US, Kernel, Process, os_error
-from simulation.network import End, Network, Socket
+from simulation.network import End, Network
 from simulation.outcome import Outcome
 from simulation.poller import Poller
-from simulation.server_world import ServedProcess
+from simulation.served import ServedProcess
+from simulation.sockets import Socket
 
 FASTEST: Final = 20 * US
 """What a round trip takes at least, see ``Network.delay``."""

@@ -15,8 +15,9 @@ import pytest
 
 from nbnet.pollers import EDGE, READ, WRITE
 from simulation.kernel import MS, SECOND, Kernel, Process, SimulationFailure
-from simulation.network import End, Listener, Network, Socket
+from simulation.network import End, Network
 from simulation.poller import Poller
+from simulation.sockets import Listener, Socket
 
 # Both kernels play the same scripts. -------------------------------------------
 

@@ -50,19 +50,16 @@ print([[run_seed(world, seed).digest for seed in range(4)] for world in WORLDS])
 """
 
 
-def test_a_seed_is_the_same_run_in_any_process() -> None:
-    digests = {
-        subprocess.run(
-            [sys.executable, "-c", PRINT_DIGESTS],
-            env={**os.environ, "PYTHONPATH": str(TESTS), "PYTHONHASHSEED": hash_seed},
-            stdout=subprocess.PIPE,
-            check=True,
-            timeout=50,
-        ).stdout
-        for hash_seed in ("1", "2")
-    }
+def test_a_seed_is_the_same_run_in_another_process() -> None:
+    there = subprocess.run(
+        [sys.executable, "-c", PRINT_DIGESTS],
+        env={**os.environ, "PYTHONPATH": str(TESTS), "PYTHONHASHSEED": "1"},
+        stdout=subprocess.PIPE,
+        check=True,
+        timeout=50,
+    ).stdout
     here = [[run_seed(world, seed).digest for seed in range(4)] for world in WORLDS]
-    assert digests == {f"{here}\n".encode()}
+    assert there == f"{here}\n".encode()
     assert len({digest for world in here for digest in world}) == 4 * len(WORLDS)
 
 

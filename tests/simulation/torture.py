@@ -26,11 +26,11 @@ from typing import Final, TypeAlias
 from loadgen.plan import Plan
 from nbnet.limits import Limits
 from simulation.faults import Faults
-from simulation.kernel import MS, SECOND, Ended, Kernel, SimulationFailure
+from simulation.kernel import MS, SECOND, Ended, Kernel, Process, SimulationFailure
 from simulation.load_world import LoadWorld
 from simulation.network import Network
 from simulation.peers import Peer
-from simulation.server_world import ServedProcess, Threads
+from simulation.served import ServedProcess, Threads
 
 Script: TypeAlias = Mapping[tuple[str, int], int]
 """Errors by kind of call and its number, from 1."""
@@ -138,14 +138,21 @@ class ServerScene:
             self.kernel.after(SECOND, self._look)
 
     @property
+    def process(self) -> Process:
+        return self.server.process
+
+    @property
     def calls(self) -> Counter[str]:
-        return self.server.process.calls
+        return self.process.calls
+
+    def stop(self) -> None:
+        self.server.stop()
 
     def run(self) -> None:
         try:
             self.server.loop.run()
-        except OSError:
-            self.server.excuse = "it ended with an error"
+        except (OSError, KeyboardInterrupt):
+            self.server.excuse, self.server.failed = "it ended with an error", True
             self.server.check_end()
             raise
         self.server.check_end()
@@ -181,8 +188,16 @@ class LoadScene:
         self.world = LoadWorld(2000 + scene, script=script, plan=plan, calm=True)
 
     @property
+    def process(self) -> Process:
+        return self.world.process
+
+    @property
     def calls(self) -> Counter[str]:
-        return self.world.process.calls
+        return self.process.calls
+
+    def stop(self) -> None:
+        self.world.interrupted = True
+        self.world.control.stop()
 
     @property
     def faults(self) -> Faults:
@@ -239,6 +254,63 @@ def torture(world: str, scene: int, script: Script) -> Counter[str]:
         failure = played.faults.kernel.failure or repr(error)
         raise SimulationFailure(f"{world} scene {scene}, {told}: {failure}") from error
     return played.calls
+
+
+def stop_at(world: str, scene: int, number: int, *, times: int = 1) -> bool:
+    """Play a scene in which signals come at the start of a call; whether there is that call.
+
+    Args:
+        number: of the call, of all kinds together.
+        times: how many signals; the second does not wait.
+
+    Raises:
+        SimulationFailure: it did not end as it should.
+    """
+    played: ServerScene | LoadScene = SCENES[world](scene, {})
+    left = number
+
+    def count(_kind: str) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            for _ in range(times):
+                played.stop()
+
+    played.process.on_call = count
+    try:
+        played.run()
+    except (Exception, Ended) as error:
+        failure = played.faults.kernel.failure or repr(error)
+        raise SimulationFailure(f"{world} scene {scene}, stop at {number}: {failure}") from error
+    return left <= 0
+
+
+def interrupt_at(scene: int, number: int) -> bool:
+    """Play a scene of the server in which Ctrl-C comes in the handler; whether it did.
+
+    Raises:
+        SimulationFailure: it did not end the server, or something was left open.
+    """
+    played = ServerScene(scene, {})
+    left = number
+
+    def count() -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise KeyboardInterrupt
+
+    played.server.handler.before = count
+    try:
+        played.run()
+    except KeyboardInterrupt:
+        return True
+    except (Exception, Ended) as error:
+        failure = played.faults.kernel.failure or repr(error)
+        raise SimulationFailure(f"scene {scene}, Ctrl-C at {number}: {failure}") from error
+    if left <= 0:
+        raise SimulationFailure(f"scene {scene}: Ctrl-C in request {number} has ended nothing")
+    return False
 
 
 def singles(world: str, scene: int, *, all_errors: bool = True) -> Iterator[Script]:

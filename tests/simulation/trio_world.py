@@ -22,8 +22,9 @@ from nbnet.notation import Address
 from nbnet.pollers import ERROR, READ, WRITE
 from simulation.client_world import ClientWorld, InOrder, deadline
 from simulation.kernel import MS, SECOND, Kernel, Process, os_error
-from simulation.network import End, Socket
+from simulation.network import End
 from simulation.outcome import Outcome
+from simulation.sockets import Socket
 
 _SLACK = 0.05
 """Seconds that a call may take beyond its deadline."""
