@@ -7,7 +7,7 @@ import struct
 from random import Random
 
 import pytest
-from hypothesis import example, given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from support.proxying import (
     LOCAL,
@@ -27,6 +27,8 @@ from support.proxying import (
 from nbnet.acceptor import UNIX_PEER
 from nbnet.notation import Target
 from nbnet.proxy import Header, HeaderDecoder, ProxyError, Trusted, crc32c, parse_networks
+
+quiet = settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
 PORTS = st.integers(0, 65535)
 TLVS = st.lists(
@@ -88,6 +90,7 @@ def decode(stream: bytes, most: int = 1 << 20) -> tuple[Header | None, bytes]:
     return found, stream
 
 
+@quiet
 @given(pair=headers(), most=st.integers(1, 40), behind=st.binary(max_size=30))
 def test_any_cut_gives_the_same_and_leaves_what_follows(
     pair: tuple[bytes, Header], most: int, behind: bytes
@@ -97,6 +100,7 @@ def test_any_cut_gives_the_same_and_leaves_what_follows(
     assert decode(data[:-1], most) == (None, b"")  # no header before its last byte
 
 
+@quiet
 @given(data=st.binary(max_size=300), start=st.sampled_from([b"", SIGNATURE, b"PROXY ", b"\r\n"]))
 @example(b"", SIGNATURE + b"\x21\x11\x00\x0c" + bytes(12))
 def test_whatever_comes_is_a_header_or_refused_alike_however_cut(data: bytes, start: bytes) -> None:
