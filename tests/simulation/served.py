@@ -216,6 +216,9 @@ class ServedProcess:
             kernel.fail(f"{counters.unsent} bytes unsent, allowed are {self.limits.max_output}")
         if self.limits.max_connections and len(channels) > self.limits.max_connections:
             kernel.fail(f"{len(channels)} connections, allowed are {self.limits.max_connections}")
+        by_address = loop._acceptor._from.total()
+        if self.limits.max_per_ip and by_address != len(channels):
+            kernel.fail(f"{by_address} connections counted by address, {len(channels)} are there")
         for fd, channel in channels.items():
             self._check_channel(fd, channel)
         self._draining = loop._give_up != math.inf
