@@ -16,6 +16,7 @@ servers that do worse things; this one is the real one.
 
 from __future__ import annotations
 
+import errno
 import gc
 import math
 import random
@@ -70,7 +71,7 @@ class KernelStream:
             if self._aborted:
                 if bits == READ:
                     return b""
-                raise os_error(32)
+                raise os_error(errno.EPIPE)
             try:
                 return call()
             except BlockingIOError:

@@ -134,7 +134,9 @@ class Faults:
             if self.hits(rates.accept):
                 return rng.choice((*OUT_OF_RESOURCES, errno.EADDRNOTAVAIL, errno.ENETUNREACH))
         elif kind in ("register", "modify") and self.hits(rates.watch):
-            return rng.choice((errno.ENOMEM, errno.ENOSPC) if kind == "register" else (12,))
+            return rng.choice(
+                (errno.ENOMEM, errno.ENOSPC) if kind == "register" else (errno.ENOMEM,)
+            )
         return 0
 
     def _follow(self, kind: str, code: int, file: File | None) -> None:

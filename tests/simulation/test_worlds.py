@@ -10,33 +10,43 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from loadgen.load import Load
+from nbclient import Client, RequestTimeout
+from nbclient.exchange import Exchange, Request
 from nbnet.channels import Channels
+from nbnet.pollers import READ
+from nbnet.states import INTEREST, State
 from simulation.__main__ import main
 from simulation.kernel import SimulationFailure
 from simulation.runs import WORLDS, command, run_seed
 from simulation.seeds import KEPT
 
 TESTS = Path(__file__).parents[1]
-FEW = {"server": 50, "load": 25, "client": 25, "trio": 15}
+FEW = {"server": 45, "load": 20, "client": 25, "trio": 15}
 MANY = 10_000
+
+
+def play(world: str, seeds: int) -> None:
+    for seed in range(seeds):
+        run_seed(world, seed)
 
 
 @pytest.mark.parametrize("world", WORLDS)
 def test_some_seeds_keep_all_promises(world: str) -> None:
-    for seed in range(FEW[world]):
-        run_seed(world, seed)
+    play(world, FEW[world])
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("world", WORLDS)
 def test_ten_thousand_seeds_keep_all_promises(world: str) -> None:
-    for seed in range(MANY):
-        run_seed(world, seed)
+    play(world, MANY)
 
 
 @pytest.mark.parametrize("kept", KEPT, ids=lambda kept: f"{kept.world}-{kept.seed}")
@@ -61,6 +71,65 @@ def test_a_seed_is_the_same_run_in_another_process() -> None:
     here = [[run_seed(world, seed).digest for seed in range(4)] for world in WORLDS]
     assert there == f"{here}\n".encode()
     assert len({digest for world in here for digest in world}) == 4 * len(WORLDS)
+
+
+# Whether the worlds have teeth: what is broken on purpose is found ----------------
+
+
+def _writes_are_not_awaited(patch: pytest.MonkeyPatch) -> None:
+    patch.setitem(INTEREST, State.WRITING, READ)
+
+
+def _a_rest_is_not_awaited(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Load, "_watch", lambda _self, _connection, _mask: None)
+
+
+def _kept_after_a_timeout(patch: pytest.MonkeyPatch) -> None:
+    discard = Client._discard
+
+    def keep(self: Client, connection: Any) -> None:
+        if isinstance(sys.exception(), RequestTimeout):
+            connection.idle.append(connection)
+        else:
+            discard(self, connection)
+
+    patch.setattr(Client, "_discard", keep)
+
+
+def _forgotten_when_abandoned(patch: pytest.MonkeyPatch) -> None:
+    abandon = Exchange.abandon
+
+    def forget(self: Exchange, request: Request) -> None:
+        abandon(self, request)
+        if request in self._due:
+            self._due.remove(request)
+            self.load -= 1
+            self.outstanding -= 1
+
+    patch.setattr(Exchange, "abandon", forget)
+
+
+@pytest.mark.parametrize(
+    ("world", "breaks", "message"),
+    [
+        ("server", _writes_are_not_awaited, "WRITING, is watched for 0x1 only"),
+        ("load", _a_rest_is_not_awaited, "is watched for 0x1, and waits for 0x5"),
+        ("client", _kept_after_a_timeout, "the reply to .* is "),
+        ("trio", _forgotten_when_abandoned, "the reply to .* is "),
+    ],
+)
+def test_what_is_broken_on_purpose_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+    world: str,
+    breaks: Callable[[pytest.MonkeyPatch], None],
+    message: str,
+) -> None:
+    breaks(monkeypatch)
+    with pytest.raises(SimulationFailure, match=message):
+        play(world, 60)
+
+
+# By command -------------------------------------------------------------------------
 
 
 def test_the_command_tells_figures(capsys: pytest.CaptureFixture[str]) -> None:

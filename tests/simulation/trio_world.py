@@ -8,6 +8,7 @@ processes run until a task can, or something is due.
 
 from __future__ import annotations
 
+import errno
 import math
 import random
 from collections.abc import Callable, Iterator
@@ -156,7 +157,7 @@ class TrioWorld(ClientWorld):
             raise
         if end.dead:
             stream.close()
-            raise os_error(end.error or 104)
+            raise os_error(end.error or errno.ECONNRESET)
         return stream
 
     async def _main(self) -> None:
