@@ -16,7 +16,7 @@ lost host had told up to then counts, exactly, and the verdict says that the res
 missing; a host that ends must have told as many snapshots, of the same sum, as
 were heard of it.
 
-Nothing here knows Dask: ``Link`` is the way to the hosts.
+Nothing here knows Dask: ``loadgen.link`` is the way to the hosts.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from enum import Enum, auto
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, Self, TypeAlias, TypeVar
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from loadgen import agent
 from loadgen.clocks import Offset, Sample, estimate
 from loadgen.hosts import HostFigures
+from loadgen.link import Event, Heard, Host, Link
 from loadgen.plan import ClusterPlan, Plan
 from loadgen.running import CONNECTIONS_A_WORKER
 from loadgen.share import CONNECT, Share, Told
@@ -57,78 +58,6 @@ MESSAGES_A_SECOND: Final = 50_000
 _TICK: Final = 0.1
 _END: Final = 3.0
 """Seconds that hosts have to end at once."""
-
-T = TypeVar("T")
-Calls: TypeAlias = Mapping[str, tuple[Any, ...]]
-"""The arguments of a call, by address of the worker that is called."""
-
-
-class Host(NamedTuple):
-    """A host of the cluster.
-
-    Attributes:
-        address: of the host.
-        worker: the address of the Dask worker there that was chosen.
-        declares: whether that worker has the resource ``loadgen``.
-    """
-
-    address: str
-    worker: str
-    declares: bool = False
-
-
-class Heard(Enum):
-    """What can be heard of a host, with the value that comes along."""
-
-    BODY = auto()  # the number of a message, and the message
-    BEAT = auto()
-    ENDED = auto()  # the exit code of its process, which is gone with all its children
-    GONE = auto()  # why, in words: the agent is gone
-    SILENT = auto()  # for how many seconds nothing was heard
-    AGAIN = auto()  # it is heard again
-    TIME = auto()  # a Sample of its clock
-    ANSWER = auto()  # the arguments of a call that was posted, and what came of it
-
-
-class Event(NamedTuple):
-    """Something heard of a host, which is named by its worker."""
-
-    worker: str
-    kind: Heard
-    value: Any = None
-
-
-class Link(Protocol):
-    """The way to the hosts; a context manager."""
-
-    def __enter__(self) -> Self: ...
-    def __exit__(self, *_: object) -> None: ...
-    def hosts(self) -> list[Host]:
-        """The hosts that there are."""
-
-    def call(
-        self, function: Callable[..., T], arguments: Calls, seconds: float
-    ) -> dict[str, T | Exception]:
-        """Call a function on some workers, and wait so long for what they return."""
-
-    def time(self, addresses: list[str], seconds: float) -> dict[str, Sample | Exception]:
-        """Ask workers for the time."""
-
-    def place(self, host: Host) -> None:
-        """Start the agent on a host."""
-
-    def post(
-        self, function: Callable[..., object], calls: Calls, seconds: float | None = None
-    ) -> None:
-        """Call without waiting; may be called from a signal handler.
-
-        Args:
-            seconds: the time after which what came of each is heard, at the latest;
-                None if it does not matter.
-        """
-
-    def next(self, seconds: float) -> Event | None:
-        """What is heard next; None if nothing is in so many seconds."""
 
 
 class _Step(Enum):

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from loadgen import agent
 from loadgen.clocks import Sample
-from loadgen.cluster import Calls, Event, Heard, Host
+from loadgen.link import Calls, Event, Heard, Host
 from loadgen.plan import ClusterPlan
 from loadgen.verdict import EXIT_NO_CONNECTION
 from nbnet.command import EXIT_USAGE, CommandError

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from loadgen import agent
 from loadgen.clocks import Sample
-from loadgen.cluster import Calls, Event, Heard, Host
+from loadgen.link import Calls, Event, Heard, Host
 from loadgen.share import CONNECT, Share, Told
 from loadgen.tally import Counts, Phase, Snapshot
 from loadgen.worker import START

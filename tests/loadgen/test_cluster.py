@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from loadgen.cluster import Cluster, Event, Heard, engines_of
+from loadgen.cluster import Cluster, engines_of
 from loadgen.hosts import HostFigures, host_notes, losses
+from loadgen.link import Event, Heard
 from loadgen.plan import ClusterPlan, Plan, PlanError, parse_scheduler
 from loadgen.report import html
 from loadgen.report import json as json_report

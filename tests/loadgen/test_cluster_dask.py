@@ -74,7 +74,7 @@ def test_two_hosts_of_two_workers_add_up_to_what_the_server_answered(
     with serving(answers) as service:
         done = call(
             *("--cluster", cluster.scheduler, "--target", str(service.address)),
-            *("--workers", "2", "--conns", "10", "--rate", "400", "--duration", "500ms"),
+            *("--workers", "2", "--conns", "10", "--requests", "200"),
             *("--payload-unique", "--payload", "abcdefgh", "--json", str(file)),
             # Each host takes those of these addresses that are its own.
             *("--source", "127.0.0.9", "--source", "192.0.2.1"),
