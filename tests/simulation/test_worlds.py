@@ -28,12 +28,12 @@ from simulation.runs import WORLDS, command, run_seed
 from simulation.seeds import KEPT
 
 TESTS = Path(__file__).parents[1]
-FEW = {"server": 45, "load": 20, "client": 25, "trio": 15}
+FEW = {"server": 35, "load": 15, "client": 20, "trio": 10}
 MANY = 10_000
 
 
-def play(world: str, seeds: int) -> None:
-    for seed in range(seeds):
+def play(world: str, seeds: int, *, first: int = 0) -> None:
+    for seed in range(first, first + seeds):
         run_seed(world, seed)
 
 
@@ -56,7 +56,7 @@ def test_what_was_found_once_stays_away(kept: tuple[str, int, str]) -> None:
 
 PRINT_DIGESTS = """
 from simulation.runs import WORLDS, run_seed
-print([[run_seed(world, seed).digest for seed in range(4)] for world in WORLDS])
+print([[run_seed(world, seed).digest for seed in range(3)] for world in WORLDS])
 """
 
 
@@ -68,9 +68,9 @@ def test_a_seed_is_the_same_run_in_another_process() -> None:
         check=True,
         timeout=50,
     ).stdout
-    here = [[run_seed(world, seed).digest for seed in range(4)] for world in WORLDS]
+    here = [[run_seed(world, seed).digest for seed in range(3)] for world in WORLDS]
     assert there == f"{here}\n".encode()
-    assert len({digest for world in here for digest in world}) == 4 * len(WORLDS)
+    assert len({digest for world in here for digest in world}) == 3 * len(WORLDS)
 
 
 # Whether the worlds have teeth: what is broken on purpose is found ----------------
@@ -110,23 +110,24 @@ def _forgotten_when_abandoned(patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("world", "breaks", "message"),
+    ("world", "first", "breaks", "message"),
     [
-        ("server", _writes_are_not_awaited, "WRITING, is watched for 0x1 only"),
-        ("load", _a_rest_is_not_awaited, "is watched for 0x1, and waits for 0x5"),
-        ("client", _kept_after_a_timeout, "the reply to .* is "),
-        ("trio", _forgotten_when_abandoned, "the reply to .* is "),
+        ("server", 0, _writes_are_not_awaited, "WRITING, is watched for 0x1 only"),
+        ("load", 0, _a_rest_is_not_awaited, "is watched for 0x1, and waits for 0x5"),
+        ("client", 0, _kept_after_a_timeout, "the reply to .* is "),
+        ("trio", 30, _forgotten_when_abandoned, "the reply to .* is "),  # to save time
     ],
 )
 def test_what_is_broken_on_purpose_is_found(
     monkeypatch: pytest.MonkeyPatch,
     world: str,
+    first: int,
     breaks: Callable[[pytest.MonkeyPatch], None],
     message: str,
 ) -> None:
     breaks(monkeypatch)
     with pytest.raises(SimulationFailure, match=message):
-        play(world, 60)
+        play(world, 60, first=first)
 
 
 # By command -------------------------------------------------------------------------
