@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 LEAD: Final = 200_000_000
 """Nanoseconds from the word to start to the start, beside two round trips."""
-SAMPLES: Final = 5
+SAMPLES: Final = 8
 """Round trips by which clocks are compared; more cost time and gain little."""
 SAMPLE_SECONDS: Final = 1.0
 """That one may take: a longer one would tell nothing."""

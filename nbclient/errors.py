@@ -25,7 +25,7 @@ Rules kept here:
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Literal, Self, TypeAlias
 
 Stage: TypeAlias = Literal["", "connecting", "waiting for a connection", "sending", "receiving"]
 """What a request was at when it failed."""
@@ -54,6 +54,14 @@ class NbclientError(Exception):
         self.peer = peer
         self.stage: Stage = stage
         self.maybe_executed = maybe_executed
+
+    def __copy__(self) -> Self:
+        # Not left to pickle's table: with tblib, which Dask installs, copies of an
+        # exception share their attributes with it.
+        made = type(self).__new__(type(self))
+        made.args = self.args
+        made.__dict__.update(self.__dict__)
+        return made
 
 
 class ConnectError(NbclientError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import copyreg
 import inspect
 import pickle
 from typing import Any
@@ -124,3 +125,24 @@ def test_a_shallow_copy_can_be_changed_alone(kind: type[NbclientError]) -> None:
     other = copy.copy(error)
     other.peer, other.stage, other.maybe_executed = "", "receiving", False
     assert (error.peer, error.stage, error.maybe_executed) == ("127.0.0.1:6789", "sending", True)
+
+
+def _share(kind: type[NbclientError], attributes: dict[str, Any]) -> NbclientError:
+    made = kind.__new__(kind)
+    made.__dict__ = attributes
+    return made
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_copies_do_not_depend_on_how_errors_are_pickled(
+    kind: type[NbclientError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # tblib does so, which comes with Dask: fine for pickles, but copies share their attributes.
+    reducer = lambda error: (_share, (kind, error.__dict__))  # noqa: E731
+    monkeypatch.setitem(copyreg.dispatch_table, kind, reducer)
+    error = full(kind)
+    other = copy.copy(error)
+    assert type(other) is kind
+    assert (str(other), other.args, vars(other)) == (str(error), error.args, vars(error))
+    other.peer = ""
+    assert error.peer == "127.0.0.1:6789"
