@@ -54,6 +54,7 @@ _COUNTERS: Final[Mapping[str, tuple[str, str]]] = {
     "failed_to_connect": ("connections_failed", "Connections that could not be made."),
     "lost": ("connections_lost", "Connections that ended before the run did."),
     "reconnected": ("connections_reconnected", "Connections made in place of others."),
+    "served": ("connections_served", "Connections with a right reply, told when they end."),
 }
 """Metric, without prefix and ``_total``, and help text by count."""
 

@@ -28,7 +28,7 @@ import re
 import socket
 import ssl
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NoReturn, cast
+from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
 from nbnet.pollers import READ, WRITE
 
@@ -56,6 +56,22 @@ class TlsSocket(ssl.SSLSocket):
     """
 
     wants: int = 0
+    is_made: bool = False
+
+    def getpeername(self) -> Any:
+        """The peer's address.
+
+        Raises:
+            OSError: the connection failed. A socket that is still being made is closed
+                then: Python would lose it, or take it for one to be connected yet.
+        """
+        try:
+            return super().getpeername()
+        except OSError as error:
+            if self.is_made:
+                raise
+            self.close()
+            raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET)) from error
 
     def handshake(self) -> bool:
         """Go on with the handshake; whether it is done. If not, ``wants`` says for what it waits.
@@ -165,7 +181,7 @@ def wrap(context: ssl.SSLContext, plain: socket.socket) -> TlsSocket:
         raise _plain(error) from None
     finally:
         plain.close()
-    return cast(TlsSocket, wrapped)
+    return _made(wrapped)
 
 
 def wrap_client(context: ssl.SSLContext, plain: socket.socket, server_name: str) -> TlsSocket:
@@ -186,7 +202,13 @@ def wrap_client(context: ssl.SSLContext, plain: socket.socket, server_name: str)
         )
     except ssl.SSLError as error:
         raise _plain(error) from None
-    return cast(TlsSocket, wrapped)
+    return _made(wrapped)
+
+
+def _made(wrapped: ssl.SSLSocket) -> TlsSocket:
+    made = cast(TlsSocket, wrapped)
+    made.is_made = True
+    return made
 
 
 def client_context(

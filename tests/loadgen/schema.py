@@ -47,6 +47,7 @@ def assert_all_verified(document: Any, connections: int) -> None:
         "failed": 0,
         "lost": 0,
         "reconnected": 0,
+        "served": connections,
     }
     requests = document["requests"]
     assert requests["sent"] == requests["verified"] >= connections
