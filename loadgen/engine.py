@@ -211,10 +211,12 @@ class Engine:
             self._next_report = now + SNAPSHOT_EVERY
             load.start(now)
             load.close_ended()
-            run(self, now + int(self._plan.warmup * 1e9))
+            # Measuring begins when it was to begin, however late that is noticed.
+            now += int(self._plan.warmup * 1e9)
+            run(self, now)
             recorder.forget()
-            load.forget()
-            now = clock()
+            now = min(now, clock())
+            load.forget(now)
         self._phase = Phase.MEASURING
         self._next_report = now + SNAPSHOT_EVERY
         self._started = self._until = self._watched = now

@@ -166,8 +166,15 @@ class Load:
         self.free.clear()
         self._thinking.clear()
 
-    def forget(self) -> None:
-        """The warm-up is over: bytes count from here on, requests in flight as if sent now."""
+    def forget(self, end: int) -> None:
+        """The warm-up is over: bytes count from here on, requests in flight as if sent now.
+
+        What was due before ``end`` and not sent is due no longer.
+        """
+        if self._open:
+            while self.arrival < end:
+                self.arrival = self.origin + next(self.times, NEVER)
+            self.due = self.arrival if self.free else NEVER
         outstanding = [each for one in self.connections.values() for each in one.outstanding]
         self._taken = self._recorder.sent_in_all(self.in_flight)
         self._carried = (

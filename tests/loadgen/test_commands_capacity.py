@@ -57,8 +57,10 @@ def test_the_bundled_server_is_searched_and_started_once(tmp_path: Path) -> None
     assert ended.out.splitlines()[-1] == last
     document = json.loads(json_file.read_text())
     assert document["embedded"] is True
-    assert [step["planned"] for step in document["steps"]] == [40, 80, 120]
     assert document["plan"]["connections"] == 5
+    for step, due in zip(document["steps"], [40, 80, 120], strict=True):
+        # What is in flight when measuring begins is measured as well.
+        assert due <= step["planned"] <= due + 5
     assert "CAPACITY: 400 requests/s" in html_file.read_text()
     assert not any(type(each).__module__ == "pygal" for each in sys.meta_path)
 

@@ -428,6 +428,21 @@ def test_the_warm_up_is_not_counted(plan: dict[str, Any]) -> None:
     assert counts.received_bytes == counts.verified * len(EXPECTED)
 
 
+def test_measuring_begins_in_time_however_late_the_engine_is() -> None:
+    """It stands still from 40 to 90 ms; the warm-up was to end at 50."""
+    world = World()
+
+    def stand_still() -> None:
+        world.now = 90 * MS
+
+    world.at(40 * MS, stand_still)
+    outcome = run(world, connections=5, warmup=0.05, duration=0.1, rate=1000)
+    counts = outcome.counts
+    assert outcome.elapsed == 0.1
+    # What is in flight when measuring begins is measured as well.
+    assert 100 <= counts.sent + counts.unsent <= 100 + 5
+
+
 def test_what_goes_wrong_while_warming_up_is_told() -> None:
     world = World(server=only_at(2, lambda socket: socket.say(b"00003abc")))
     counts = run(world, connections=2, warmup=0.05, duration=0.01, reconnect=True).counts

@@ -30,6 +30,7 @@ from .processes import children_of, is_gone, wait_until
 
 STALL = 0.4
 """Seconds for which a process stands still."""
+BRIEF = "--step-duration 99ms --confirm-duration 99ms"
 
 
 @pytest.fixture
@@ -262,7 +263,7 @@ def test_a_disk_that_is_full_leaves_older_reports_as_they_were(
         "--repeat 2 -t {target} -n 2 -c 1",
         "compare --a {target} --b {target} -c 1 -d 10ms --repeat 2",
         "chaos -t {target} -c 1 --calm 100ms --storm 100ms --recovery 100ms --abuses split",
-        "capacity -t {target} --slo p99<9s --start 50 --max-rate 50 -c 1 --step-duration 99ms",
+        f"capacity -t {{target}} --slo p99<9s --start 50 --max-rate 50 -c 1 {BRIEF}",
     ],
     ids=lambda arguments: arguments.split()[0],
 )
