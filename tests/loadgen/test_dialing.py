@@ -519,4 +519,4 @@ def test_a_socket_that_is_lost_on_the_way_to_tls_is_an_attempt_that_failed(
         while len(opener):
             for fd, _ in poller.poll(10):
                 opener.handle(fd)
-    assert failed == ["closed before tls handshake with data in recv buffer."]
+    assert failed == ["reset"]

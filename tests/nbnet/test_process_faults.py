@@ -294,6 +294,7 @@ def test_lines_that_a_full_disk_cost_are_counted_when_there_is_room_again(tmp_pa
     with log.open("wb") as stream:
         arguments = program("--unix", str(path))
         with unheard(path, arguments, stderr=stream.fileno()) as pid:
+            wait_until(lambda: log.stat().st_size)  # it serves before it says so
             limits = resource.prlimit(pid, resource.RLIMIT_FSIZE)
             resource.prlimit(pid, resource.RLIMIT_FSIZE, (log.stat().st_size, limits[1]))
             is_lively(pid, path)
