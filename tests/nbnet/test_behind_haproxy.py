@@ -83,7 +83,7 @@ class Proxy:
         self.host = host
         self.process = process
         # The socket is in a file system of that machine, which is reached like this.
-        self.socket = f"/proc/{host.pid}/root/run/haproxy/admin.sock"
+        self.socket = str(Path("/proc", str(host.pid), "root", "run/haproxy/admin.sock"))
 
     def admin(self, command: str) -> str:
         with socket.socket(socket.AF_UNIX) as peer:
