@@ -21,8 +21,8 @@ def children_of(pid: int) -> dict[str, int]:
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             # The name of the program stands in brackets and may hold anything.
-            parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
-            command = (folder / "cmdline").read_text().split("\0")
+            parent = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()[1]
+            command = (folder / "cmdline").read_text(errors="replace").split("\0")
         except (FileNotFoundError, ProcessLookupError):  # it ended while we looked
             continue
         if int(parent) == pid and "-m" in command:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
@@ -84,7 +85,8 @@ def obedient(
         peer.socket.sendall(b"".join(map(answers, decoder.feed(data))))
         if decoder.error is not None:
             on_bad_header(peer)
-            peer.socket.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(OSError):  # it is gone already
+                peer.socket.shutdown(socket.SHUT_WR)
             while peer.socket.recv(65536):
                 pass
             return

@@ -34,7 +34,9 @@ LOUD = "raise SystemExit('the other package was run')\n"
 def install_ours(site: Path) -> None:
     # With what is compiled, as installers leave it; the times of the sources are kept.
     for package in PACKAGES:
-        shutil.copytree(SOURCES / package, site / package, dirs_exist_ok=True)
+        # Other processes write compiled files there meanwhile.
+        compiled = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(SOURCES / package, site / package, dirs_exist_ok=True, ignore=compiled)
 
 
 def install_theirs(site: Path) -> None:
