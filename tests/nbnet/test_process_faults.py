@@ -145,7 +145,9 @@ def test_connections_stay_where_they_are_when_the_new_worker_is_killed() -> None
 
 def test_a_supervisor_that_is_killed_while_all_stands_still_leaves_nobody_behind() -> None:
     with serving("--workers", "2", "--metrics", "127.0.0.1:0") as server:
-        server.wait_for("metrics on http://")
+        where = server.wait_for("metrics on http://").split()[-1]
+        with urlopen(where, timeout=TIMEOUT) as answer:  # this one too has started
+            assert answer.status == 200
         children = server.children()
         assert len(children) == 3
         for pid in (server.process.pid, *children):
