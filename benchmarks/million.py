@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import math
 import subprocess
 import sys
 import threading
@@ -27,16 +26,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scenes import Server, serving
+from scenes import Server, processes, serving
 
 from loadgen.plan import parse_share
 from loadgen.preflight import available_memory, local_ports
 from nbnet.machine import SPARE_FDS, raise_fd_limit
 from nbnet.notation import parse_count, parse_duration
 
-UNEVEN = 8.0
-"""Standard deviations by which one worker may get more connections than the mean: the
-kernel spreads them over listeners by a hash."""
 CONNECT_RATE = 8000.0
 """Connections begun a second: as many as two cores take for both sides. What comes faster
 than it is accepted overflows the listeners, and a connection whose first packet is dropped
@@ -131,18 +127,6 @@ def memory(server: Server, loader: int | None) -> Memory:
             slab = int(line.split()[1]) << 10
     engines = [] if loader is None else children(loader)
     return Memory(slab, private_bytes(server.workers()), private_bytes(engines))
-
-
-def processes(connections: int, files: int) -> int:
-    """How many processes a side needs, so that none gets more than it may have open.
-
-    >>> processes(10_000, 19_968), processes(1_000_000, 19_968)
-    (1, 53)
-    """
-    count = math.ceil(connections / files)
-    while connections / count + UNEVEN * math.sqrt(connections / count) > files and count > 1:
-        count += 1
-    return count
 
 
 def preflight(connections: int, files: int) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import resource
 import signal
 import subprocess
@@ -16,6 +17,21 @@ from typing import Any
 from nbnet.notation import Target, parse_target
 
 PAGE = resource.getpagesize()
+UNEVEN = 8.0
+"""Standard deviations by which one worker may get more connections than the mean: the
+kernel spreads them over listeners by a hash."""
+
+
+def processes(connections: int, files: int) -> int:
+    """How many processes a side needs, so that none gets more than it may have open.
+
+    >>> processes(10_000, 19_968), processes(1_000_000, 19_968)
+    (1, 53)
+    """
+    count = math.ceil(connections / files)
+    while connections / count + UNEVEN * math.sqrt(connections / count) > files and count > 1:
+        count += 1
+    return count
 
 
 class Server:
