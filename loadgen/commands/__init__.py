@@ -134,8 +134,13 @@ def check_connected(finished: Run) -> None:
     """
     if finished.verdict.exit_code == EXIT_NO_CONNECTION:
         reasons = ", ".join(kind.removeprefix("connect: ") for kind in finished.tally.counts.errors)
+        if finished.embedded:
+            advice = "the bundled server does not serve any more"
+        elif finished.hosts:
+            advice = "start a server that all hosts reach with: nbnet serve --host 0.0.0.0"
+        else:
+            advice = "start a server with: nbnet serve; without --target loadgen brings its own"
         raise CommandError(
-            f"cannot connect to {finished.target}: {reasons} "
-            "(start a server with: nbnet serve; or leave --target away to use the bundled one)",
+            f"cannot connect to {finished.target}: {reasons} ({advice})",
             EXIT_NO_CONNECTION,
         )
