@@ -128,8 +128,14 @@ def _target(path: str) -> Path:
 
 
 def _replace(target: Path, pieces: Iterable[str], mode: int) -> None:
+    # Who is killed meanwhile leaves its part, whose name says what it was to become.
     with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", newline="", dir=target.parent, prefix=".", delete=False
+        "w",
+        encoding="utf-8",
+        newline="",
+        dir=target.parent,
+        prefix=f".{target.name[:60]}.",
+        delete=False,
     ) as file:
         part = Path(file.name)
         try:

@@ -12,7 +12,7 @@ from loadgen.tally import Counts
 from loadgen.verdict import EXIT_NO_CONNECTION
 from nbnet.command import CommandError
 
-from .runs import finished, fine, on_hosts, snapshots
+from .runs import fine, finished, on_hosts, snapshots
 
 
 def refused(*, embedded: bool = False) -> Run:
