@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from support import reference
+from support.breaks import forgotten_when_abandoned
 
 import nbclient.sync_connection
 from fuzz.__main__ import main
@@ -16,7 +17,7 @@ from fuzz.running import Found, fuzz, run_block
 from fuzz.targets import TARGETS, corpus, quiet
 from loadgen.connection import Connection as LoadConnection
 from loadgen.load import Load
-from nbclient.exchange import Exchange, Ledger, Request
+from nbclient.exchange import Ledger
 from nbnet.connection import Connection
 from nbnet.framing import FrameDecoder
 
@@ -163,19 +164,6 @@ def _replies_too_many_let_through(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Ledger, "_find_fault", find_fault)
 
 
-def _abandoned_and_not_due(patch: pytest.MonkeyPatch) -> None:
-    abandon = Exchange.abandon
-
-    def forget(self: Exchange, request: Request) -> None:
-        abandon(self, request)
-        if request in self._due:
-            self._due.remove(request)
-            self.load -= 1
-            self.outstanding -= 1
-
-    patch.setattr(Exchange, "abandon", forget)
-
-
 def _anything_behind_a_sole_reply(patch: pytest.MonkeyPatch) -> None:
     def sole(data: bytes) -> bytes | None:
         header = data[:5]
@@ -231,7 +219,7 @@ def _fresh_for_each_read(patch: pytest.MonkeyPatch) -> None:
         ("server", _replies_as_they_are_done),
         ("client", _partial_payload_given),
         ("client", _replies_too_many_let_through),
-        ("client", _abandoned_and_not_due),
+        ("client", forgotten_when_abandoned),
         ("client", _anything_behind_a_sole_reply),
         ("client", _in_step_with_a_byte_left),
         ("load", _taken_apart_backwards),

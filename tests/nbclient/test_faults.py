@@ -53,7 +53,6 @@ import math
 import random
 import socket
 import struct
-import sys
 import threading
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -65,12 +64,13 @@ from typing import Any, Final, Literal, Protocol, TypeAlias
 
 import pytest
 import trio
+from support.breaks import forgotten_when_abandoned, kept_after_a_timeout
 from trio.testing import MockClock, lockstep_stream_pair, memory_stream_pair
 
 import nbclient.sync
 import nbclient.sync_connection
-from nbclient import AsyncClient, Client, NbclientError, PoolTimeout, RequestTimeout
-from nbclient.exchange import Exchange, Ledger, Request
+from nbclient import AsyncClient, Client, NbclientError, PoolTimeout
+from nbclient.exchange import Ledger
 from nbclient.servers import Attempts
 from nbclient.testing import SILENT, FakeConnection, FakeServer, Fault
 from nbclient.trio_connection import Connection
@@ -1199,31 +1199,6 @@ def test_two_thousand_lying_plans(ground: Ground, kind: Kind) -> None:
 # Whether the plans have teeth: what is broken on purpose is found ------------------
 
 
-def _kept_after_a_timeout(patch: pytest.MonkeyPatch) -> None:
-    discard = Client._discard
-
-    def keep(self: Client, connection: Any) -> None:
-        if isinstance(sys.exception(), RequestTimeout):
-            self._check_in(connection)
-        else:
-            discard(self, connection)
-
-    patch.setattr(Client, "_discard", keep)
-
-
-def _forgotten_when_abandoned(patch: pytest.MonkeyPatch) -> None:
-    abandon = Exchange.abandon
-
-    def forget(self: Exchange, request: Request) -> None:
-        abandon(self, request)
-        if request in self._due:
-            self._due.remove(request)
-            self.load -= 1
-            self.outstanding -= 1
-
-    patch.setattr(Exchange, "abandon", forget)
-
-
 def _kept_after_a_cancelled_send(patch: pytest.MonkeyPatch) -> None:
     def cut_off(self: Connection, scope: trio.CancelScope) -> None:
         if scope.cancel_called:
@@ -1276,13 +1251,13 @@ LATE: Final[dict[Callable[[pytest.MonkeyPatch], None], int]] = {_kept_after_a_ca
 @pytest.mark.parametrize(
     ("ground", "kind", "breaks", "found"),
     [
-        ("threads", "honest", _kept_after_a_timeout, WrongReply),
+        ("threads", "honest", kept_after_a_timeout, WrongReply),
         ("threads", "at rest", _never_readable, WrongReply),
         ("threads", "honest", _slot_kept, Leak),
         ("threads", "honest", _always_repeated, Untruth),
         ("threads", "honest", _said_to_be_unsent, Untruth),
-        ("kit", "honest", _forgotten_when_abandoned, WrongReply),
-        ("sockets", "honest", _forgotten_when_abandoned, WrongReply),
+        ("kit", "honest", forgotten_when_abandoned, WrongReply),
+        ("sockets", "honest", forgotten_when_abandoned, WrongReply),
         ("memory", "honest", _kept_after_a_cancelled_send, WrongReply),
         ("kit", "at rest", _not_looked_at, WrongReply),
         ("sockets", "at rest", _not_looked_at, WrongReply),

@@ -12,13 +12,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from support.breaks import forgotten_when_abandoned, kept_after_a_timeout
 
 from loadgen.load import Load
-from nbclient import Client, RequestTimeout
-from nbclient.exchange import Exchange, Request
 from nbnet.channels import Channels
 from nbnet.pollers import READ
 from nbnet.states import INTEREST, State
@@ -84,38 +82,13 @@ def _a_rest_is_not_awaited(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Load, "_watch", lambda _self, _connection, _mask: None)
 
 
-def _kept_after_a_timeout(patch: pytest.MonkeyPatch) -> None:
-    discard = Client._discard
-
-    def keep(self: Client, connection: Any) -> None:
-        if isinstance(sys.exception(), RequestTimeout):
-            connection.idle.append(connection)
-        else:
-            discard(self, connection)
-
-    patch.setattr(Client, "_discard", keep)
-
-
-def _forgotten_when_abandoned(patch: pytest.MonkeyPatch) -> None:
-    abandon = Exchange.abandon
-
-    def forget(self: Exchange, request: Request) -> None:
-        abandon(self, request)
-        if request in self._due:
-            self._due.remove(request)
-            self.load -= 1
-            self.outstanding -= 1
-
-    patch.setattr(Exchange, "abandon", forget)
-
-
 @pytest.mark.parametrize(
     ("world", "first", "breaks", "message"),
     [
         ("server", 0, _writes_are_not_awaited, "WRITING, is watched for 0x1 only"),
         ("load", 0, _a_rest_is_not_awaited, "is watched for 0x1, and waits for 0x5"),
-        ("client", 0, _kept_after_a_timeout, "the reply to .* is "),
-        ("trio", 30, _forgotten_when_abandoned, "the reply to .* is "),  # to save time
+        ("client", 0, kept_after_a_timeout, "the reply to .* is "),
+        ("trio", 30, forgotten_when_abandoned, "the reply to .* is "),  # to save time
     ],
 )
 def test_what_is_broken_on_purpose_is_found(
