@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from loadgen import options
 from loadgen.commands import (
     as_json,
     check_connected,
@@ -78,12 +79,7 @@ def chaos(
             help="Abuse a server that is not on this machine: you may, and you answer for it.",
         ),
     ] = False,
-    json: Annotated[
-        str | None,
-        typer.Option(
-            "--json", metavar="FILE", help="Write the figures as JSON; - is standard output."
-        ),
-    ] = None,
+    json: options.Json = None,
 ) -> None:
     """Abuse a server while a verified load goes on, and see whether the load is disturbed.
 

@@ -225,7 +225,7 @@ def _sides(
     commands: tuple[str | None, str | None],
 ) -> tuple[Plan, list[_Side]]:
     """The load, and the two servers."""
-    from loadgen.cli import UNBOUNDED
+    from loadgen.asked import UNBOUNDED
     from loadgen.hosted import split
 
     if any(re.fullmatch(r"-t.*|--target(=.*)?", each) for each in arguments):
