@@ -9,6 +9,7 @@ must be all of that, and then the end of the stream.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from typing import TYPE_CHECKING, Final
 
@@ -279,13 +280,11 @@ class Peer:
             and not self._shut
         ):
             # It has all, and says so; the server is to say so, too.
-            self._shut = True
-            self.end.shutdown()
+            self._shut_down()
 
     def _cut(self) -> None:
         if self.kind == "half-closer":
-            self._shut = True
-            self.end.shutdown()
+            self._shut_down()
         elif self.kind == "resetter":
             self.end.disturb("it resets")
             self.end.closed = True
@@ -295,6 +294,12 @@ class Peer:
             self.end.disturb("it leaves")
             self.end.release()
             self._finish("gone")
+
+    def _shut_down(self) -> None:
+        self._shut = True
+        # The server may have ended the connection meanwhile: reading will tell.
+        with contextlib.suppress(OSError):
+            self.end.shutdown()
 
     def _at_end(self) -> None:
         """The server has ended its stream."""

@@ -20,6 +20,7 @@ class Kept(NamedTuple):
 KEPT: Final = (
     Kept("server", 93, "watching the wake-up failed (ENOMEM), which left the listeners open"),
     Kept("server", 118, "watching a listener failed (ENOMEM), which ended the server"),
+    Kept("server", 8593, "a peer ended its stream when the server had reset it: the peer's fault"),
     Kept("load", 2, "watching a new connection failed (ENOMEM), which ended the engine"),
     Kept("load", 29, "the same, and then what was not registered was unregistered"),
 )
