@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import Final
 
 from loadgen import children
-from nbnet import serve
 from nbnet.machine import raise_fd_limit
 from nbnet.notation import Address, parse_address
 
@@ -45,6 +44,8 @@ def embedded_server(*, quiet: bool = False) -> Iterator[Address]:
 def main() -> None:
     """The child: serve until told to stop, the address on the first line of output."""
     children.die_with_parent()
+    from nbnet import serve  # which the parent does without
+
     level = logging.ERROR if _QUIET in sys.argv else logging.WARNING
     logging.basicConfig(stream=sys.stderr, level=level, format="server: %(message)s")
     raise_fd_limit()

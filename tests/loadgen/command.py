@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
+from support.forking import Forked
+
 from loadgen.cli import main
 
 from .processes import children_of
@@ -63,8 +65,8 @@ def measure(*arguments: str) -> tuple[int, Any]:
 
 @contextlib.contextmanager
 def running(*arguments: str, stderr: int = subprocess.PIPE) -> Iterator[subprocess.Popen[str]]:
-    """Start the command in a session of its own; neither it nor a child of it is left."""
-    process = subprocess.Popen(
+    """Fork the command, in a session of its own; neither it nor a child of it is left."""
+    process = Forked[str](
         [sys.executable, "-m", "loadgen", *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

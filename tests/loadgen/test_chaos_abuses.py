@@ -221,7 +221,7 @@ def test_a_server_that_never_answers_is_found_in_bounded_time(serve: Serve) -> N
 
     started = time.monotonic()
     outcomes = storm(serve(mute).address, *ABUSES, abusers=2, patience=0.1)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
     wrong = {outcome.name for outcome in outcomes if outcome.wrong}
     assert wrong == set(ABUSES)
 

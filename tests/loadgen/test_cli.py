@@ -141,11 +141,12 @@ def test_every_file_that_is_asked_for_is_written(tmp_path: Path, address: Target
     assert (ended.code, ended.err) == (0, "")
     assert {path.name for path in tmp_path.iterdir()} == set(names)
     verified = json.loads((tmp_path / "json").read_text())["requests"]["verified"]
+    assert 0 < verified <= 150  # all of them where nothing held up the load generator
     [row] = csv.DictReader((tmp_path / "csv").read_text().splitlines())
-    assert int(row["requests"]) == verified == 150
-    assert "Total count    =          150]" in (tmp_path / "hgrm").read_text()
+    assert int(row["requests"]) == verified
+    assert f"Total count    = {verified:12}]" in (tmp_path / "hgrm").read_text()
     latency, service = (tmp_path / "hlog").read_text().splitlines()[5:]
-    assert len(decode(latency.rpartition(",")[2])) == 150
+    assert len(decode(latency.rpartition(",")[2])) == verified
     assert service.startswith("Tag=service,0.000,0.300,")
 
 

@@ -143,7 +143,7 @@ def kills(cluster: DaskCluster, phase: Phase) -> tuple[Callable[[Snapshot], None
         pytest.param(Phase.READY, True, marks=pytest.mark.slow),
     ],
 )
-def test_a_killed_worker_is_noticed_within_a_second_and_the_verdict_says_what_is_missing(
+def test_a_killed_worker_is_noticed_soon_and_the_verdict_says_what_is_missing(
     cluster: DaskCluster,
     options: list[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -171,7 +171,7 @@ def test_a_killed_worker_is_noticed_within_a_second_and_the_verdict_says_what_is
     plan = Plan(connections=10, duration=2.0 if keep_going else 600.0)
     finished = run(plan, site, lambda finished: finished, on_snapshot=act)
     killed, noticed = times
-    assert noticed - killed < 1.0
+    assert noticed - killed < 5.0  # after which it would be lost for its silence
     assert finished.verdict.exit_code == 1
     assert finished.verdict.text.startswith("FAILED: host 127.0.0.3 was lost ")
     assert finished.verdict.text.endswith("every other reply verified")

@@ -9,11 +9,13 @@ neither the old one nor the summary. Nothing is left behind, and errors are one 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +25,7 @@ import pytest
 from loadgen import running as loads
 from loadgen.plan import Plan
 from loadgen.tally import Phase, Tally
+from nbnet import Server
 from nbnet.notation import Target
 
 from .command import PATIENCE, Ended, call, measure, running
@@ -98,7 +101,7 @@ def test_a_bundled_server_that_is_killed_costs_its_requests_and_fails_the_run(
 
 def test_a_bundled_server_that_stands_still_is_told_as_a_stall(at_start: AtStart) -> None:
     at_start(stall("embedded"))
-    code, figures = measure(*OPEN, "-d", "1")
+    code, figures = measure(*OPEN, "-n", "200")  # however late they are
     assert (code, figures["verdict"]) == (0, "OK: every reply verified")
     assert figures["requests"]["verified"] == figures["requests"]["planned"] == 200
     assert figures["latency_seconds"]["max"] >= 0.9 * STALL
@@ -124,7 +127,7 @@ def test_an_engine_that_stands_still_is_told_as_late_and_not_as_the_servers_faul
     address: Target, at_start: AtStart
 ) -> None:
     at_start(stall("worker"))
-    code, figures = measure("-t", str(address), *OPEN, "-d", "1", "--timeout", "0.2")
+    code, figures = measure("-t", str(address), *OPEN, "-n", "200", "--timeout", "0.2")
     assert (code, figures["verdict"]) == (0, "OK: every reply verified")
     requests = figures["requests"]
     assert requests["verified"] == requests["planned"] == 200
@@ -143,10 +146,19 @@ def test_an_engine_that_stands_still_until_the_end_does_not_blame_the_server(
     assert "LOADER-BOUND: " in ended.out
 
 
-def test_engines_go_on_while_their_parent_stands_still(address: Target, at_start: AtStart) -> None:
-    at_start(lambda: time.sleep(0.6))  # beyond the end
-    code, figures = measure("-t", str(address), *OPEN, "-d", "0.5")
-    assert (code, figures["duration_seconds"]) == (0, 0.5)
+def test_engines_go_on_while_their_parent_stands_still(at_start: AtStart) -> None:
+    served, requests = threading.Event(), itertools.count(1)
+
+    def count(payload: bytes) -> bytes:
+        if next(requests) == 100:
+            served.set()
+        return payload[::-1]
+
+    at_start(lambda: served.wait(PATIENCE))
+    with Server(count, port=0) as server:
+        code, figures = measure("-t", str(server.address), *OPEN, "-n", "100")
+    assert served.is_set()
+    assert code == 0
     assert figures["requests"]["verified"] == figures["requests"]["planned"] == 100
 
 

@@ -17,7 +17,7 @@ from nbnet.notation import Target
 Step = tuple[str, bytes]
 Script = list[Step]
 
-PATIENCE = 5.0  # seconds before a script that gets nowhere fails
+PATIENCE = 20.0  # seconds before a script that gets nowhere fails
 
 
 @pytest.fixture(params=["sync", "trio"])

@@ -21,7 +21,9 @@ from typing import IO
 
 import pytest
 import trustme
+from support import forking
 from support.commands import run_here
+from support.forking import Forked
 
 from nbclient.cli import _advice
 from nbclient.errors import ConnectError
@@ -580,7 +582,7 @@ def test_version() -> None:
 def test_ctrl_c(scripted: Callable[..., Target]) -> None:
     # The reply to the first request tells that the command waits for the second.
     address = scripted([("expect", b"00003abc00001d"), ("send", b"00003cba"), ("eof", b"")])
-    with subprocess.Popen(
+    with Forked[bytes](
         [sys.executable, "-m", "nbclient", "send", "-t", str(address), "abc", "d"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -599,11 +601,9 @@ def test_a_broken_pipe_is_quiet(address: Target) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "wb") as nobody:
-        done = subprocess.run(
+        done = forking.run(
             [sys.executable, "-m", "nbclient", "send", "-t", str(address), "abc", "de"],
             stdout=nobody,
-            stderr=subprocess.PIPE,
-            check=False,
             timeout=30,
         )
     assert (done.returncode, done.stderr) == (1, b"")
@@ -612,11 +612,9 @@ def test_a_broken_pipe_is_quiet(address: Target) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_told(address: Target) -> None:
     with Path("/dev/full").open("wb") as full:
-        done = subprocess.run(
+        done = forking.run(
             [sys.executable, "-m", "nbclient", "send", "-t", str(address), "abc"],
             stdout=full,
-            stderr=subprocess.PIPE,
-            check=False,
             timeout=30,
         )
     assert done.returncode == 1

@@ -233,13 +233,13 @@ def test_descriptors_may_have_high_numbers(kind: type[TimedStream], pair: Pair) 
 
 
 def assert_times_out(call: Callable[[float], object], timeout: float) -> None:
-    """It raises not before the timeout, nor long after: an eighth, and what this machine adds."""
+    """It raises not before the timeout, nor long after: what a busy machine adds."""
     started = time.monotonic()
     with pytest.raises(TimeoutError) as caught:
         call(timeout)
     took = time.monotonic() - started
     assert caught.value.errno is None  # not what the kernel calls so
-    assert timeout <= took <= 1.15 * timeout + 1.0
+    assert timeout <= took < timeout + LONG
 
 
 @pytest.mark.parametrize("timeout", [1e-9, 0.001, 0.05, 0.3])

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.commands import run_here
+from support.forking import Forked
 
 from nbclient import cli
 from nbclient.ping import RoundTrips, next_turn, payload_of
@@ -220,7 +221,7 @@ def test_of_several_failures_the_lowest_code_counts(scripted: Callable[..., Targ
 
 @contextlib.contextmanager
 def pinging(*arguments: str) -> Iterator[subprocess.Popen[str]]:
-    with subprocess.Popen(
+    with Forked[str](
         command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as child:
         try:
@@ -264,7 +265,7 @@ def test_a_request_that_ctrl_c_interrupts_is_not_counted() -> None:
 def test_a_reader_that_has_enough_ends_it(address: Target) -> None:
     reading, writing = os.pipe()
     with os.fdopen(reading) as lines, os.fdopen(writing, "w") as end:
-        child = subprocess.Popen(
+        child = Forked[str](
             command("-t", str(address), "-i", "1ms"), stdout=end, stderr=subprocess.PIPE, text=True
         )
         end.close()

@@ -41,6 +41,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import pytest
 import trio
+from support.forking import Forked
 from support.serving import TIMEOUT, Serving, started, wait_for_end
 from trio.testing import wait_all_tasks_blocked
 
@@ -94,6 +95,7 @@ class Place:
         self.server: Serving = self._life.enter_context(
             started(
                 [sys.executable, "-c", SERVING, self.target.rpartition(":")[2]],
+                by=Forked,
                 cwd=self._directory,
                 env={"RECORD": str(self._directory / "record")},
             )

@@ -13,8 +13,9 @@ from typing import TypeAlias
 from urllib.request import urlopen
 
 import pytest
+from support import forking
 from support.commands import run_here
-from support.serving import command, exchange, program, serving, serving_by_command
+from support.serving import TIMEOUT, command, exchange, serving, serving_by_command
 
 from nbnet.cli import main
 
@@ -30,11 +31,7 @@ def run(*arguments: str, environment: Mapping[str, str] | None = None) -> Ended:
 
 def run_apart(*arguments: str) -> Ended:
     """Run the command in a process of its own."""
-    return ended(command(*arguments))
-
-
-def ended(started: list[str]) -> Ended:
-    return subprocess.run(started, capture_output=True, text=True, timeout=20)
+    return forking.run(command(*arguments), text=True, timeout=TIMEOUT)
 
 
 def is_one_line(done: Ended, code: int, message: str) -> None:
@@ -99,7 +96,7 @@ def test_a_second_signal_ends_even_a_handler_that_does_not_return(tmp_path: Path
 
 def test_limits_are_taken_from_the_command_line() -> None:
     with (
-        serving_by_command("--max-frame", "3", "--max-connections", "1", "--refuse") as server,
+        serving("--max-frame", "3", "--max-connections", "1", "--refuse") as server,
         server.connect() as peer,
     ):
         peer.sendall(b"00003abc")
@@ -129,27 +126,19 @@ def test_what_cannot_be_served_is_one_line(arguments: list[str], code: int, mess
         (["--handler", "nothing"], "expected module:function"),
         (["--handler", "no_such_module:f"], "cannot import no_such_module"),
         (["--tls-cert", "nothing.pem"], "nothing.pem"),
-    ],
-)
-def test_what_a_worker_finds_out_is_one_line(arguments: list[str], message: str) -> None:
-    is_one_line(ended(program(*arguments)), 2, message)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
         (["--threads", "5000"], "5000 threads, expected 0 to 1024"),
         (["--trigger", "edge", "--poller", "poll"], "need epoll, not poll"),
     ],
 )
-def test_so_it_is_by_the_command(arguments: list[str], message: str) -> None:
+def test_what_a_worker_finds_out_is_one_line(arguments: list[str], message: str) -> None:
     is_one_line(run_apart("serve", "--port", "0", *arguments), 2, message)
 
 
 def test_a_port_in_use_is_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        done = run_apart("serve", "--port", str(port))
+        started = command("serve", "--port", str(port))
+        done = subprocess.run(started, capture_output=True, text=True, timeout=TIMEOUT)
     assert done.returncode == 1
     assert done.stderr == f"nbnet: cannot listen on 127.0.0.1:{port}: Address already in use\n"
 
@@ -183,7 +172,7 @@ def metrics(where: str) -> dict[str, float]:
 
 
 def test_metrics_of_all_workers_and_of_those_that_have_ended() -> None:
-    with serving_by_command("--workers", "2", "--metrics", "127.0.0.1:0") as server:
+    with serving("--workers", "2", "--metrics", "127.0.0.1:0") as server:
         where = server.wait_for("metrics on http://").rpartition(" ")[2]
         peers = [server.connect() for _ in range(20)]
         for peer in peers:
@@ -224,7 +213,7 @@ def test_a_port_for_metrics_that_is_taken_is_one_line() -> None:
 
 def test_a_unix_socket_is_served_and_removed(tmp_path: Path) -> None:
     path = tmp_path / "socket"
-    with serving_by_command("--unix", str(path), "--workers", "2") as server:
+    with serving("--unix", str(path), "--workers", "2") as server:
         assert server.address == f"unix:{path}"
         assert server.ask(b"00003abc") == b"00003cba"
         server.end()
@@ -243,7 +232,7 @@ def test_the_file_of_a_killed_server_is_replaced(tmp_path: Path) -> None:
 
 
 def test_a_wildcard_without_tls_is_warned_of() -> None:
-    with serving_by_command("--host", "*") as server:
+    with serving("--host", "*") as server:
         assert "is open to every network, without TLS" in server.wait_for("warning")
         server.end()
 
@@ -252,9 +241,7 @@ def test_logs_as_json(tmp_path: Path) -> None:
     (tmp_path / "bad.py").write_text(
         "def handle(payload):\n    raise ValueError('two\\nlines \\x1b[2J')\n"
     )
-    with serving_by_command(
-        "--log-format", "json", "--handler", "bad:handle", cwd=tmp_path
-    ) as server:
+    with serving("--log-format", "json", "--handler", "bad:handle", cwd=tmp_path) as server:
         server.ask(b"00001a")
         lines = [json.loads(line) for line in server.end().splitlines()]
     errors = [line for line in lines if line["level"] == "error"]

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import trustme
 from support.commands import run_here
+from support.forking import Forked
 from support.framed import IntHeader, framed
 from support.serving import TIMEOUT, command
 
@@ -149,7 +150,7 @@ def test_ctrl_c_ends_it_at_once() -> None:
         port = silent.getsockname()[1]
         silent.settimeout(TIMEOUT)
         arguments = command("conform", "-t", f"127.0.0.1:{port}", "--timeout", "1h")
-        with subprocess.Popen(
+        with Forked[str](
             arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         ) as process:
             peer, _ = silent.accept()  # so it is at it

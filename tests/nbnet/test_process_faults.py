@@ -17,19 +17,12 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.request import urlopen
 
 import pytest
-from support.serving import (
-    TIMEOUT,
-    Serving,
-    command,
-    exchange,
-    program,
-    read,
-    serving,
-    wait_for_end,
-)
+from support.forking import Forked
+from support.serving import TIMEOUT, Serving, command, exchange, read, serving, wait_for_end
 
 FORCED = ("--drain", "100ms", "--linger", "100ms")
 
@@ -203,7 +196,12 @@ def test_a_worker_that_stands_still_does_not_hold_up_the_end() -> None:
 
 
 @contextlib.contextmanager
-def unheard(path: Path, arguments: list[str], **streams: int) -> Iterator[int]:
+def unheard(
+    path: Path,
+    arguments: list[str],
+    by: Callable[..., subprocess.Popen[bytes]] = Forked,
+    **streams: Any,
+) -> Iterator[int]:
     """A server on a unix socket, of whom nothing is heard; its process."""
 
     def serves() -> bool:
@@ -211,7 +209,7 @@ def unheard(path: Path, arguments: list[str], **streams: int) -> Iterator[int]:
             return ask(path) == b"00003cba"
         return False
 
-    with subprocess.Popen(arguments, **streams) as process:  # type: ignore[call-overload]
+    with by(arguments, **streams) as process:
         try:
             wait_until(lambda: serves() or process.poll() is not None)
             yield process.pid
@@ -241,8 +239,8 @@ def is_lively(pid: int, path: Path) -> None:
 def test_a_full_disk_costs_the_log_and_nothing_else(tmp_path: Path, which: str) -> None:
     path = tmp_path / "socket"
     with Path("/dev/full").open("wb") as full:
-        streams = dict.fromkeys(which.split(" and "), full.fileno())
-        with unheard(path, program("--unix", str(path), "--port", "0"), **streams) as pid:
+        streams: dict[str, Any] = dict.fromkeys(which.split(" and "), full.fileno())
+        with unheard(path, command("serve", "--unix", str(path)), **streams) as pid:
             is_lively(pid, path)
 
 
@@ -251,7 +249,7 @@ def test_a_reader_of_the_log_that_goes_away_costs_the_log_and_nothing_else(tmp_p
     reading, writing = os.pipe()
     os.close(reading)
     try:
-        with unheard(path, program("--unix", str(path)), stderr=writing) as pid:
+        with unheard(path, command("serve", "--unix", str(path)), stderr=writing) as pid:
             is_lively(pid, path)
     finally:
         os.close(writing)
@@ -260,7 +258,8 @@ def test_a_reader_of_the_log_that_goes_away_costs_the_log_and_nothing_else(tmp_p
 def test_streams_that_were_closed_before_the_start_are_not_needed(tmp_path: Path) -> None:
     path = tmp_path / "socket"
     arguments = command("serve", "--unix", str(path))
-    with unheard(path, ["sh", "-c", 'exec "$0" "$@" <&- >&- 2>&-', *arguments]) as pid:
+    closing = ["sh", "-c", 'exec "$0" "$@" <&- >&- 2>&-', *arguments]
+    with unheard(path, closing, subprocess.Popen) as pid:
         is_lively(pid, path)
 
 
@@ -271,8 +270,8 @@ def test_what_handlers_print_to_a_full_disk_is_lost_and_ends_no_worker_badly(
         "def handle(payload):\n    print('heard', payload.decode())\n    return payload\n"
     )
     with Path("/dev/full").open("wb") as full:
-        process = subprocess.Popen(
-            program("--handler", "chatty:handle"),
+        process = Forked[str](
+            command("serve", "--port", "0", "--handler", "chatty:handle"),
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
@@ -294,7 +293,7 @@ def test_what_handlers_print_to_a_full_disk_is_lost_and_ends_no_worker_badly(
 def test_lines_that_a_full_disk_cost_are_counted_when_there_is_room_again(tmp_path: Path) -> None:
     path, log = tmp_path / "socket", tmp_path / "log"
     with log.open("wb") as stream:
-        arguments = program("--unix", str(path))
+        arguments = command("serve", "--unix", str(path))
         with unheard(path, arguments, stderr=stream.fileno()) as pid:
             wait_until(lambda: log.stat().st_size)  # it serves before it says so
             limits = resource.prlimit(pid, resource.RLIMIT_FSIZE)

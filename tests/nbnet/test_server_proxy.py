@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import trustme
 from support.proxying import LOOK, header
-from support.serving import exchange, read, serving_by_command, wait_for_end
+from support.serving import exchange, read, serving, wait_for_end
 
 from nbnet import Certificate, Context, Limits, Server
 from nbnet.framing import encode_frame
@@ -175,7 +175,7 @@ def test_a_reload_loses_nobody_and_reads_again_who_is_trusted(tmp_path: Path) ->
     config = tmp_path / "nbnet.toml"
     config.write_text('handler = "mine:handle"\nproxy-protocol = ["127.0.0.2", "10.0.0.0/8"]\n')
     with (
-        serving_by_command("--workers", "2", "--config", str(config), cwd=tmp_path) as server,
+        serving("--workers", "2", "--config", str(config), cwd=tmp_path) as server,
         contextlib.ExitStack() as stack,
     ):
         assert isinstance(server.address, Target)
@@ -206,7 +206,7 @@ def test_a_reload_loses_nobody_and_reads_again_who_is_trusted(tmp_path: Path) ->
 
 def test_on_the_command_line_proxies_are_repeated_or_a_list() -> None:
     options = ("--proxy-protocol", "127.0.0.2,::1", "--proxy-protocol", "127.0.0.3")
-    with serving_by_command(*options) as server:
+    with serving(*options) as server:
         assert isinstance(server.address, Target)
         for source in ("127.0.0.2", "127.0.0.3"):
             with connect(server.address, source) as peer:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import trustme
-from support.serving import exchange, read, serving_by_command
+from support.serving import exchange, read, serving
 
 from nbnet import Certificate, Context, Limits, Server
 from nbnet.framing import encode_frame
@@ -154,7 +154,7 @@ def test_a_reload_takes_the_new_certificate_and_a_bad_one_changes_nothing(tmp_pa
         authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(file)
 
     renew()
-    with serving_by_command("--tls-cert", str(file), "--drain", "1s") as server:
+    with serving("--tls-cert", str(file), "--drain", "1s") as server:
         assert isinstance(server.address, tuple)
         first = serial(server.address)
         renew()
@@ -172,7 +172,7 @@ def test_a_reload_takes_the_new_certificate_and_a_bad_one_changes_nothing(tmp_pa
 def test_a_reload_lets_tls_connections_finish_what_they_have(tmp_path: Path) -> None:
     file = tmp_path / "server.pem"
     authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(file)
-    with serving_by_command("--tls-cert", str(file), "--drain", "5s") as server:
+    with serving("--tls-cert", str(file), "--drain", "5s") as server:
         with client_context().wrap_socket(server.connect(), server_hostname="127.0.0.1") as peer:
             assert exchange(peer, b"00003abc00004de", 8) == b"00003cba"
             server.process.send_signal(signal.SIGHUP)

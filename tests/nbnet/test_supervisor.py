@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from support.serving import Serving, exchange, read, serving, serving_by_command, wait_for_end
+from support.serving import Serving, exchange, read, serving, wait_for_end
 
 UPPER = "def handle(payload):\n    return payload.upper()\n"
 LOWER = "def handle(payload):\n    return payload.lower()\n"
@@ -204,7 +204,7 @@ def test_a_reload_that_cannot_be_leaves_everything_and_says_why(
 def test_a_reload_takes_new_limits_from_the_file(tmp_path: Path) -> None:
     config = tmp_path / "nbnet.toml"
     config.write_text('max-frame = 5\nidle-timeout = "2m"\n')
-    with serving_by_command("--config", str(config)) as server:
+    with serving("--config", str(config)) as server:
         assert server.ask(b"00006abcdef") == b""
         config.write_text("max-frame = 6\n")
         server.process.send_signal(signal.SIGHUP)

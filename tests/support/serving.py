@@ -1,13 +1,11 @@
 """``nbnet serve`` in a process of its own, for tests; always reaped.
 
-Half of a start is the reading of the command line, so that ``serving`` calls the
-function behind it; ``serving_by_command`` is for tests of the command itself.
+``serving`` forks it; ``serving_by_command`` starts an interpreter, as a shell does.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import select
 import signal
@@ -19,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from nbnet.notation import Target, parse_target
+from support.forking import Forked
 
 TIMEOUT = 20.0
 """Seconds that anything here may take."""
@@ -26,22 +25,6 @@ TIMEOUT = 20.0
 
 def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "nbnet", *arguments]
-
-
-BEHIND_THE_COMMAND = """
-import json, sys
-from nbnet.cli import serve_command
-from nbnet.command import run
-options = json.loads(sys.argv[1])
-run(lambda prog_name: serve_command(**options), "nbnet")
-"""
-
-
-def program(*arguments: str) -> list[str]:
-    """What does as ``nbnet serve`` with these options, each of which has a value."""
-    names = [name.removeprefix("--").replace("-", "_") for name in arguments[::2]]
-    options = {"port": 0, **dict(zip(names, arguments[1::2], strict=True))}
-    return [sys.executable, "-c", BEHIND_THE_COMMAND, json.dumps(options)]
 
 
 class Serving:
@@ -108,30 +91,30 @@ class Serving:
 
 def serving(*arguments: str, **popen: Any) -> contextlib.AbstractContextManager[Serving]:
     """A server with these options, on a port of the kernel's choosing."""
-    return started(program(*arguments), **popen)
+    return started(command("serve", "--port", "0", *arguments), by=Forked, **popen)
 
 
 def serving_by_command(*arguments: str, **popen: Any) -> contextlib.AbstractContextManager[Serving]:
-    """The same, by the command as it is typed."""
+    """The same with an interpreter of its own."""
     return started(command("serve", "--port", "0", *arguments), **popen)
 
 
 @contextlib.contextmanager
 def started(
     arguments: list[str],
+    *,
+    by: type[subprocess.Popen[str]] = subprocess.Popen,
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
-    **popen: Any,
 ) -> Iterator[Serving]:
     """A program that serves and says so as ``nbnet serve`` does."""
-    process = subprocess.Popen(
+    process = by(
         arguments,
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         cwd=cwd,
         env=None if env is None else {**os.environ, **env},
-        **popen,
     )
     with process:
         try:
