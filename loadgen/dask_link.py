@@ -79,7 +79,7 @@ class DaskLink:
 
     def __exit__(self, *_: object) -> None:
         try:
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception):  # the run is over, whatever Dask raises
                 self._wait(self._close(), _CLOSE + 1)
         finally:
             self._end()
@@ -181,7 +181,7 @@ class DaskLink:
                 answer = await asyncio.wait_for(
                     self._call(address, function, *arguments), seconds or self._plan.patience
                 )
-            except Exception as error:
+            except Exception as error:  # the agent's own or Dask's: whoever asked is told
                 answer = error
             if seconds is not None:
                 self._events.put(Event(address, Heard.ANSWER, (arguments, answer)))
@@ -220,7 +220,7 @@ class DaskLink:
                 # Its own timeout is of each attempt, and does not see a peer that says nothing.
                 await asyncio.wait_for(self._client, plan.patience)
             except (OSError, ValueError) as error:
-                with contextlib.suppress(Exception):
+                with contextlib.suppress(Exception):  # the first error is what is told
                     await asyncio.wait_for(self._client.close(), 1.0)
                 raise CommandError(
                     f"--cluster {plan.scheduler}: cannot connect to a Dask scheduler there: "
@@ -334,6 +334,7 @@ class DaskLink:
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
         async def quietly() -> None:
+            # Of a scheduler or host that is gone, which is noticed by its silence.
             with contextlib.suppress(Exception):
                 await work
 
