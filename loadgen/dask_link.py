@@ -291,21 +291,25 @@ class DaskLink:
         while True:
             await asyncio.sleep(_LOOK)
             before, now = now, time.monotonic()
-            if now - before > SILENT_AFTER:
-                # It was this process that stood still: what has come is not read yet.
-                self._heard = dict.fromkeys(self._heard, now)
-            if self._client.status != "running":
-                for host in list(self._heard):
-                    del self._heard[host]
-                    self._events.put(Event(host, Heard.GONE, "the scheduler is gone"))
-            for host, heard in list(self._heard.items()):
-                if now - heard > LOST_AFTER:
-                    del self._heard[host]
-                    words = f"nothing was heard of it for {LOST_AFTER:g} s"
-                    self._events.put(Event(host, Heard.GONE, words))
-                elif now - heard > SILENT_AFTER and host not in self._silent:
-                    self._silent.add(host)
-                    self._events.put(Event(host, Heard.SILENT, now - heard))
+            self._look(before, now)
+
+    def _look(self, before: float, now: float) -> None:
+        """See of whom nothing was heard; the last look was at ``before``."""
+        if now - before > SILENT_AFTER:
+            # It was this process that stood still: what has come is not read yet.
+            self._heard = dict.fromkeys(self._heard, now)
+        if self._client.status != "running":
+            for host in list(self._heard):
+                del self._heard[host]
+                self._events.put(Event(host, Heard.GONE, "the scheduler is gone"))
+        for host, heard in list(self._heard.items()):
+            if now - heard > LOST_AFTER:
+                del self._heard[host]
+                words = f"nothing was heard of it for {LOST_AFTER:g} s"
+                self._events.put(Event(host, Heard.GONE, words))
+            elif now - heard > SILENT_AFTER and host not in self._silent:
+                self._silent.add(host)
+                self._events.put(Event(host, Heard.SILENT, now - heard))
 
     async def _watch_task(self, future: Future[None], host: str) -> None:
         """Notice an agent that failed, or could not even be begun."""

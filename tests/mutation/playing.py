@@ -114,17 +114,16 @@ def without_property_decorators(source: str) -> str:
             return 1
         one = property(one)
     """
-    lines = source.splitlines()
+    lines: dict[int, str] = dict(enumerate(source.splitlines(), 1))
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef) and len(node.decorator_list) == 1:
             [decorator] = node.decorator_list
             if isinstance(decorator, ast.Name) and decorator.id == "property":
                 indent = " " * node.col_offset
-                # As part of a line that is there: the numbers of the others stay.
                 assert node.end_lineno is not None
-                lines[node.end_lineno - 1] += f"\n{indent}{node.name} = property({node.name})"
-                lines[decorator.lineno - 1] = ""
-    return "\n".join(lines) + "\n"
+                lines[node.end_lineno] += f"\n{indent}{node.name} = property({node.name})"
+                del lines[decorator.lineno]
+    return "\n".join(lines.values()) + "\n"
 
 
 def copy_tree(place: Path) -> None:
