@@ -8,6 +8,7 @@ on this machine are taken, unless somebody answers for another one.
 
 from __future__ import annotations
 
+import bisect
 import ipaddress
 import math
 import socket
@@ -161,7 +162,8 @@ class Phases:
     """
 
     def __init__(self, chaos: Chaos, begin: Callable[[], None]) -> None:
-        self._ends = (chaos.calm, chaos.calm + chaos.storm, math.inf)
+        self._starts = (-math.inf, chaos.calm, chaos.calm + chaos.storm)
+        self._lengths = (chaos.calm, chaos.storm)
         self._begin: Callable[[], None] | None = begin
         self.phases = [PhaseCounts(name) for name in PHASES]
 
@@ -170,15 +172,15 @@ class Phases:
         if snapshot.phase in (Phase.CONNECTING, Phase.READY, Phase.WARMING):
             return
         # A snapshot is of the quarter of a second before it, and comes a little late.
-        start = 0.0
-        for phase, end in zip(self.phases, self._ends, strict=True):
-            if snapshot.elapsed < end + QUARTER / 2:
-                phase.counts.add(snapshot.counts)
-                phase.seconds = max(phase.seconds, snapshot.elapsed - start)
-                break
-            phase.seconds = end - start
-            start = end
-        if self._begin is not None and snapshot.elapsed >= self._ends[0]:
+        number = bisect.bisect(self._starts, snapshot.elapsed - QUARTER / 2) - 1
+        before = 0.0
+        for phase, seconds in zip(self.phases[:number], self._lengths, strict=False):
+            phase.seconds = seconds
+            before += seconds
+        phase = self.phases[number]
+        phase.counts.add(snapshot.counts)
+        phase.seconds = max(phase.seconds, snapshot.elapsed - before)
+        if self._begin is not None and snapshot.elapsed >= self._lengths[0]:
             self._begin()
             self._begin = None
 

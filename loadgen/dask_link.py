@@ -79,7 +79,7 @@ class DaskLink:
 
     def __exit__(self, *_: object) -> None:
         try:
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception):  # the run is over, whatever Dask raises
                 self._wait(self._close(), _CLOSE + 1)
         finally:
             self._end()
@@ -181,7 +181,7 @@ class DaskLink:
                 answer = await asyncio.wait_for(
                     self._call(address, function, *arguments), seconds or self._plan.patience
                 )
-            except Exception as error:
+            except Exception as error:  # the agent's own or Dask's: whoever asked is told
                 answer = error
             if seconds is not None:
                 self._events.put(Event(address, Heard.ANSWER, (arguments, answer)))
@@ -220,7 +220,7 @@ class DaskLink:
                 # Its own timeout is of each attempt, and does not see a peer that says nothing.
                 await asyncio.wait_for(self._client, plan.patience)
             except (OSError, ValueError) as error:
-                with contextlib.suppress(Exception):
+                with contextlib.suppress(Exception):  # the first error is what is told
                     await asyncio.wait_for(self._client.close(), 1.0)
                 raise CommandError(
                     f"--cluster {plan.scheduler}: cannot connect to a Dask scheduler there: "
@@ -291,21 +291,25 @@ class DaskLink:
         while True:
             await asyncio.sleep(_LOOK)
             before, now = now, time.monotonic()
-            if now - before > SILENT_AFTER:
-                # It was this process that stood still: what has come is not read yet.
-                self._heard = dict.fromkeys(self._heard, now)
-            if self._client.status != "running":
-                for host in list(self._heard):
-                    del self._heard[host]
-                    self._events.put(Event(host, Heard.GONE, "the scheduler is gone"))
-            for host, heard in list(self._heard.items()):
-                if now - heard > LOST_AFTER:
-                    del self._heard[host]
-                    words = f"nothing was heard of it for {LOST_AFTER:g} s"
-                    self._events.put(Event(host, Heard.GONE, words))
-                elif now - heard > SILENT_AFTER and host not in self._silent:
-                    self._silent.add(host)
-                    self._events.put(Event(host, Heard.SILENT, now - heard))
+            self._look(before, now)
+
+    def _look(self, before: float, now: float) -> None:
+        """See of whom nothing was heard; the last look was at ``before``."""
+        if now - before > SILENT_AFTER:
+            # It was this process that stood still: what has come is not read yet.
+            self._heard = dict.fromkeys(self._heard, now)
+        if self._client.status != "running":
+            for host in list(self._heard):
+                del self._heard[host]
+                self._events.put(Event(host, Heard.GONE, "the scheduler is gone"))
+        for host, heard in list(self._heard.items()):
+            if now - heard > LOST_AFTER:
+                del self._heard[host]
+                words = f"nothing was heard of it for {LOST_AFTER:g} s"
+                self._events.put(Event(host, Heard.GONE, words))
+            elif now - heard > SILENT_AFTER and host not in self._silent:
+                self._silent.add(host)
+                self._events.put(Event(host, Heard.SILENT, now - heard))
 
     async def _watch_task(self, future: Future[None], host: str) -> None:
         """Notice an agent that failed, or could not even be begun."""
@@ -334,6 +338,7 @@ class DaskLink:
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
         async def quietly() -> None:
+            # Of a scheduler or host that is gone, which is noticed by its silence.
             with contextlib.suppress(Exception):
                 await work
 

@@ -248,15 +248,14 @@ class Engine:
                 self._report((now - self._started) / 1e9)
             # After a stall (a suspended machine, say) the missed ones are left out.
             self._next_report += SNAPSHOT_EVERY * ((now - self._next_report) // SNAPSHOT_EVERY + 1)
-        if self.load.sending:
-            late = now - self.next_look
-            if late > STANDSTILL and not self._excused_until:
-                self._excused_until = now + min(late, LONGEST_EXCUSE)
-            elif now >= self._excused_until:
-                self._excused_until = 0
-                self.load.expire(now, self._shares)
-            self.load.replace(now)
-            self.load.close_ended()
+        late = now - self.next_look
+        if late > STANDSTILL and not self._excused_until:
+            self._excused_until = now + min(late, LONGEST_EXCUSE)
+        elif now >= self._excused_until:
+            self._excused_until = 0
+            self.load.expire(now, self._shares)
+        self.load.replace(now)
+        self.load.close_ended()
         self.next_look = min(now + LOOK_EVERY, self._next_report)
 
     def watch(self, now: int, before: int | None = None) -> None:
@@ -305,11 +304,11 @@ class Engine:
     def handle(self, fd: int, mask: int) -> None:
         if fd != self._control_fd:
             self.load.handle(fd, mask, self.read_size)
-        elif not self.stopped:
-            self._start = self._control.read()
-            if self._start is None:
-                self.stopped = True
-                self.poller.unregister(fd)  # it stays readable
+            return
+        self._start = self._control.read()
+        if self._start is None:
+            self.stopped = True
+            self.poller.unregister(fd)  # it stays readable
 
     # Reporting ------------------------------------------------------------------
 

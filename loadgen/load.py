@@ -330,12 +330,11 @@ class Load:
     def _hold_back(self, connection: Connection, rest: bytes) -> None:
         # A piece for each request, to know which of them were sent whole.
         pieces = []
-        for message in reversed(connection.outstanding):
-            start = max(0, len(rest) - len(message.frame))
+        last = reversed(connection.outstanding)
+        while rest:
+            start = max(0, len(rest) - len(next(last).frame))
             pieces.append(rest[start:])
             rest = rest[:start]
-            if not rest:
-                break
         connection.unsent.extend(reversed(pieces))
         connection.look()
 

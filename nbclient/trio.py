@@ -530,7 +530,7 @@ def _forked() -> None:
         client._forget()  # noqa: SLF001  (a friend)
 
 
-if hasattr(os, "register_at_fork"):  # pragma: no branch  (Windows has none)
+if hasattr(os, "register_at_fork"):  # Windows has none
     os.register_at_fork(after_in_child=_forked)
 
 

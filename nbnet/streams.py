@@ -23,7 +23,7 @@ from typing import TextIO, cast
 class _Lossy(io.FileIO):
     """A descriptor to which everything can be written; what it does not take is lost."""
 
-    def write(self, data: bytes, /) -> int:  # type: ignore[override]
+    def write(self, data: bytes, /) -> int:  # type: ignore[override]  # of buffers, bytes
         """Write some of it, waiting for room; nothing happens if it cannot be written."""
         try:
             while (written := cast("int | None", super().write(data))) is None:

@@ -94,7 +94,7 @@ def chart(lines: Iterable[Line], x: Axis, y: Axis, *, label: str, tips: Iterable
 def load_pygal() -> tuple[Any, Any]:
     """pygal and the class of its styles; loaded late, since most runs do without."""
     import pygal  # type: ignore[import-untyped]  # ships no types
-    from pygal.style import Style  # type: ignore[import-untyped]
+    from pygal.style import Style  # type: ignore[import-untyped]  # the same
 
     # It leaves a finder for its maps behind, of a kind that Python 3.11 warns of at every
     # later import and newer ones ignore.

@@ -321,7 +321,8 @@ class World:
         self.calls.append(("wait", -1))
         events = self._poll(seconds)
         self.now += 0 if events else self.oversleeps
-        self.injected = [event for event in events if event[0] not in self.interest]
+        # The real ones are there at the next look too.
+        self.injected = [event for event in events if event not in self._ready()]
         return bool(events)
 
     def _poll(self, timeout: float) -> list[tuple[int, int]]:
@@ -331,14 +332,16 @@ class World:
         end = self.now + round(timeout * 1e9)
         while True:
             self._run_due()
-            events, self.injected = self.injected, []
-            for fd, mask in self.interest.items():
-                ready = self.open[fd].ready() & (mask | ERROR)
-                if ready:
-                    events.append((fd, ready))
+            events, self.injected = self.injected + self._ready(), []
             if events or self.now >= end:
                 return events
             self.now = min(end, self.timeline[0][0]) if self.timeline else end
+
+    def _ready(self) -> list[tuple[int, int]]:
+        events = (
+            (fd, self.open[fd].ready() & (mask | ERROR)) for fd, mask in self.interest.items()
+        )
+        return [event for event in events if event[1]]
 
     def _run_due(self) -> None:
         while self.timeline and self.timeline[0][0] <= self.now:

@@ -180,6 +180,12 @@ def test_nothing_is_confirmed_of_what_holds_for_a_moment_alone() -> None:
     assert result.limit is Limit.SERVER
 
 
+def test_below_the_lowest_rate_nothing_is_tried_in_order_to_confirm_it() -> None:
+    result = Tiring(10, 0.1).search(terms(start=1, max_rate=1))
+    assert {step.rate for step in result.steps} == {1.0}
+    assert (result.confirmed, result.best, result.ending) == (None, 1.0, Ending.FOUND)
+
+
 @pytest.mark.parametrize("bad", [disturbed, ruined])
 def test_a_confirmation_that_misses_contradicts_what_held_and_is_repeated(bad: Measure) -> None:
     quiet = Simulation(5_000).search(terms())

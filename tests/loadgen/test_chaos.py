@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -253,3 +254,15 @@ def test_an_interrupted_run_says_so() -> None:
     verdict = chaos_run(run, outcome, storm=Counts()).verdict
     assert verdict.exit_code == 130
     assert verdict.text.startswith("INTERRUPTED: every reply so far verified; abuses answered")
+
+
+def test_without_any_connection_there_is_nothing_more_to_say() -> None:
+    run = finished(snapshots(Counts(failed_to_connect=2, errors=Counter({"connect: refused": 2}))))
+    assert run.verdict.exit_code == 4
+    assert chaos_run(run, storm=Counts()).verdict == run.verdict
+
+
+def test_a_snapshot_that_comes_after_a_whole_phase_was_missed_is_of_its_own_time() -> None:
+    phases = phases_of((2.5, Counts(verified=1))).phases
+    assert [phase.counts.verified for phase in phases] == [0, 0, 1]
+    assert [phase.seconds for phase in phases] == [1.0, 1.0, 0.5]

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadgen.chaos_abuses import ABUSES, FLOOD
-from loadgen.chaos_storm import BULK_OF_ALL, MOST_A_SECOND, Abusers, Storm, beginning
+from loadgen.chaos_storm import BULK_OF_ALL, EXAMPLES, MOST_A_SECOND, Abusers, Storm, beginning
 from loadgen.dialing import KernelDialer
 from loadgen.traffic import messages
 from nbnet.machine import SocketAddress
@@ -98,6 +98,33 @@ def test_a_storm_is_over_in_time_whatever_the_server_does() -> None:
     assert outcome.begun == outcome.wrong == 2
 
 
+def test_those_that_are_left_when_the_time_is_over_were_answered_wrongly() -> None:
+    now = 0.0
+    reading, writing = os.pipe()
+    with socket.create_server(("127.0.0.1", 0)) as mute, select.epoll() as poller:
+        storm = against(Target(*mute.getsockname()), replace(CALM, abusers=5, patience=100.0))
+
+        class Leaping(_Impatient):
+            def poll(self, timeout: float, maxevents: int, /) -> list[tuple[int, int]]:
+                nonlocal now
+                now = storm.longest if len(abusers._alive) == 5 else now + timeout
+                return super().poll(timeout, maxevents)
+
+        abusers = Abusers(
+            storm,
+            dialer=KernelDialer(storm.address),
+            poller=Leaping(poller),
+            clock=lambda: now,
+            stopping=reading,
+        )
+        [outcome] = abusers.run()
+    os.close(reading)
+    os.close(writing)
+    assert (outcome.begun, outcome.right, outcome.wrong) == (5, 0, 5)
+    assert all(each.said.startswith("no end; 0 ") for each in outcome.examples)
+    assert len(outcome.examples) == EXAMPLES < 5, "the first of them are enough"
+
+
 class _Impatient:
     """A poller that never waits, since the clock goes on by itself."""
 
@@ -111,3 +138,46 @@ class _Impatient:
     def poll(self, timeout: float, maxevents: int, /) -> list[tuple[int, int]]:
         assert timeout >= 0
         return self._poll(0, maxevents)
+
+
+class _Haunted(_Impatient):
+    """Tells besides of every descriptor that it was ever told, and of one that it was not."""
+
+    def __init__(self, poller: select.epoll, stopping: int) -> None:
+        super().__init__(poller)
+        self._stopping = stopping
+        self._told = {1 << 20}
+        self._register = poller.register
+        self.register = self.remember
+
+    def remember(self, fd: int, mask: int) -> None:
+        self._register(fd, mask)
+        self._told.add(fd)
+
+    def poll(self, timeout: float, maxevents: int, /) -> list[tuple[int, int]]:
+        events = self._poll(min(timeout, 0.01), maxevents)
+        there = {fd for fd, _ in events}
+        return [*events, *((fd, select.EPOLLIN) for fd in self._told - there - {self._stopping})]
+
+
+def test_events_of_what_is_over_or_has_nothing_to_say_change_nothing(address: Target) -> None:
+    reading, writing = os.pipe()
+    with select.epoll() as poller:
+        storm = replace(
+            against(address, CALM),
+            abuses=("split", "half-close", "bad-header", "reset"),
+            abusers=3,
+            seconds=1.0,
+            patience=30.0,
+        )
+        abusers = Abusers(
+            storm,
+            dialer=KernelDialer(storm.address),
+            poller=_Haunted(poller, reading),
+            clock=time.monotonic,
+            stopping=reading,
+        )
+        outcomes = abusers.run()
+    os.close(reading)
+    os.close(writing)
+    assert [(each.begun, each.right, each.examples) for each in outcomes] == [(3, 3, [])] * 4

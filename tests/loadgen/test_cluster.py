@@ -367,6 +367,21 @@ def test_a_host_that_does_not_answer_does_not_hold_up_the_others() -> None:
     assert asked <= 2, "once a comparison of clocks"
 
 
+def test_a_host_whose_clock_is_not_known_is_not_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = hosts()
+    asked = FakeLink.time
+
+    def time(link: FakeLink, addresses: list[str], seconds: float) -> dict[str, Any]:
+        answers = asked(link, addresses, seconds)
+        return {each: TimeoutError() if each == one.worker else answers[each] for each in answers}
+
+    monkeypatch.setattr(FakeLink, "time", time)
+    ran = Ran(one, other, keep_going=True)
+    assert [each.lost for each in ran.figures] == ["its clock could not be compared", None]
+    assert one.started is None
+    assert other.started is not None
+
+
 # While it goes on ------------------------------------------------------------
 
 

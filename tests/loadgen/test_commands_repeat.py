@@ -77,6 +77,13 @@ def test_no_connection_is_told_as_of_a_single_run(refusing: Target) -> None:
     assert ended.line.startswith(f"loadgen: cannot connect to {refusing}: refused ")
 
 
+@pytest.mark.parametrize("option", [["--fail-if", "p99>1s"], ["--csv", "-"], ["--metrics", "h:1"]])
+def test_what_tells_of_a_single_run_is_refused(option: list[str]) -> None:
+    ended = call("--repeat", "2", *option)
+    words = "--repeat: of the reports only --json, and no --fail-if or --metrics"
+    assert (ended.code, ended.line) == (2, f"loadgen: {words}")
+
+
 def test_a_repeat_of_nothing_is_refused() -> None:
     ended = call("--repeat", "0")
     assert (ended.code, ended.line) == (2, "loadgen: --repeat 0: at least 1 is needed")

@@ -248,3 +248,12 @@ def test_seconds_that_do_not_tell_leave_the_plain_change() -> None:
     change = row(found, "p50").change
     assert change is not None
     assert change[:3] == (1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("runs", [1, 6])
+def test_what_was_not_measured_shows_nothing(runs: int) -> None:
+    measured = run_of(series=[1000.0] * 30)
+    nothing = measured | {"requests": dict.fromkeys(measured["requests"], 0)}
+    for a, b in ((measured, nothing), (nothing, measured), (nothing, nothing)):
+        found = row(compare([a] * runs, [b] * runs, paired=False), "errors")
+        assert (found.change, found.finding) == (None, Finding.NOTHING)

@@ -778,11 +778,12 @@ def test_a_send_of_what_has_been_due_that_does_not_go_at_once(sends: str, lost: 
     """The one connection is always waited for, so that the reply lets the next request go."""
 
     def serve(socket: FakeSocket, number: int) -> None:
-        socket.say(EXPECTED, after=3 * MS)
         if number == 2 and sends == "failing":
             socket.send_error = os_error(errno.EPIPE)
         elif number == 2:
-            socket.limit_room(3, full=sends == "refused")
+            at = socket.world.now + 3 * MS  # together with the reply
+            socket.world.at(at, lambda: socket.limit_room(3, full=sends == "refused"))
+        socket.say(EXPECTED, after=3 * MS)
 
     counts = run(World(server=serve), duration=0.03, rate=1000).counts
     assert counts.lost == lost
@@ -834,3 +835,94 @@ def test_what_was_held_back_and_cannot_be_sent_costs_its_connection() -> None:
 
     counts = run(World(server=serve), duration=0.05, pipeline=2).counts
     assert counts.lost == 1
+
+
+def test_a_replacement_that_fails_when_nothing_more_is_sent_is_counted_and_not_tried_again() -> (
+    None
+):
+    def serve(socket: FakeSocket, number: int) -> None:
+        socket.say(EXPECTED, after=LATENCY if number < 9 else 5 * LATENCY)
+        if number == 9 and socket is socket.world.sockets[0]:
+            socket.close_by_server(after=3 * LATENCY // 2)
+
+    world = World(server=serve)
+    world.dials.extend([connects, connects, fails_to_connect(errno.ECONNREFUSED)])
+    counts = run(world, connections=2, duration=0.01, reconnect=True).counts
+    assert counts.errors == {"EOF": 1, "connect: refused": 1}
+    assert (counts.lost, counts.reconnected) == (1, 0)
+    assert len(world.sockets) == 3
+
+
+def test_a_reply_whose_turn_goes_to_a_connection_that_has_ended_goes_to_another() -> None:
+    """In one batch a free connection ends, and another has its reply as the next one comes due."""
+    world = World()
+    at = 25 * MS  # between requests, which are due every 10 ms
+
+    def serve(socket: FakeSocket, _number: int) -> None:
+        if socket is world.sockets[0] or world.now > at:
+            socket.say(EXPECTED)
+
+    def stalls(socket: FakeSocket) -> None:
+        connects(socket)
+        recv = socket.recv
+
+        def late(size: int, /) -> bytes:
+            world.now += 10 * MS if world.sockets[0].inbox else 0
+            return recv(size)
+
+        socket.recv = late  # type: ignore[method-assign]
+
+    def both() -> None:
+        world.sockets[0]._arrive(b"")
+        world.sockets[1]._arrive(EXPECTED)
+
+    world.server = serve
+    world.dials.extend([connects, stalls])
+    world.at(at, both)
+    counts = run(world, connections=2, duration=0.1, rate=100).counts
+    assert (counts.lost, counts.errors) == (1, {"EOF": 1})
+    assert counts.verified == counts.sent == 9
+
+
+@pytest.mark.parametrize("options", [{}, {"pipeline": 2}])
+def test_what_comes_due_while_latencies_are_put_away_is_sent_at_once(
+    options: dict[str, Any],
+) -> None:
+    """A clock that goes on whenever it is looked at, and a batch of more than are kept."""
+
+    class Ticking(World):
+        def clock(self) -> int:
+            self.now += 20_000
+            return self.now
+
+    world = Ticking(server=lambda socket, _: socket.say(EXPECTED, after=20 * MS))
+    counts = run(
+        world, connections=4 * FOLD_AT, duration=0.2, grace=1.0, rate=20_000, **options
+    ).counts
+    assert counts.verified == counts.sent > 2 * FOLD_AT
+
+
+def test_stopped_before_the_word_to_start_nothing_is_sent() -> None:
+    world = World()
+    world.control.start = None
+    world.at(500 * MS, world.stop)
+    outcome = run(world, connections=3)
+    assert (outcome.counts.held, outcome.counts.sent, outcome.elapsed) == (3, 0, 0.0)
+    assert [each.phase for each in outcome.snapshots[-2:]] == [Phase.READY, Phase.DONE]
+
+
+@pytest.mark.parametrize("options", [{}, *LOOPS])
+def test_nothing_is_sent_for_a_reply_that_is_read_when_time_is_over(
+    options: dict[str, Any],
+) -> None:
+    """Though the batch that it is in began in time: the clock goes on with each look at it."""
+
+    class Ticking(World):
+        def clock(self) -> int:
+            self.now += 50_000
+            return self.now
+
+    world = Ticking(server=lambda socket, _: socket.say(EXPECTED, after=89 * MS // 10))
+    outcome = run(world, connections=20, duration=0.009, **options)
+    assert outcome.elapsed == 0.009
+    assert outcome.counts.verified == outcome.counts.sent > outcome.counts.on_time

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import subprocess
 import threading
 import time
@@ -22,7 +23,7 @@ from loadgen.worker import START
 from nbnet.command import CommandError
 from nbnet.notation import Address
 
-from .processes import is_gone, wait_until
+from .processes import children_of, is_gone, wait_until
 
 Target = tuple[str, int]
 
@@ -104,6 +105,7 @@ def test_stopped_before_it_connects_it_has_counted_nothing(begin: Any, address: 
     assert process.hear() == (Told.PREPARED, None)
     process.input.close()
     assert process.hear() == (Told.DONE, (0, Counts()))
+    assert process.child.wait(10) == 0
 
 
 def test_stopped_in_the_middle_it_reports(begin: Any, address: Target) -> None:
@@ -115,6 +117,17 @@ def test_stopped_in_the_middle_it_reports(begin: Any, address: Target) -> None:
     _, (number, total) = process.hear_until(Told.DONE)[-1]
     assert number >= 3
     assert total.held == 30
+    assert process.child.wait(10) == 0
+
+
+def test_an_engine_that_dies_is_told(begin: Any, address: Target) -> None:
+    process = begin(share(address, duration=600.0))
+    process.hear_until(Told.PREPARED)
+    process.say(CONNECT)
+    process.hear_until(Told.READY)
+    os.kill(children_of(process.child.pid)["loadgen.worker"], signal.SIGKILL)
+    kind, words = process.hear_until(Told.FAILED)[-1]
+    assert (kind, words) == (Told.FAILED, "an engine's process failed")
     assert process.child.wait(10) == 0
 
 

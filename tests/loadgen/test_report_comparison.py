@@ -79,6 +79,15 @@ def test_what_was_not_measured_has_no_figure() -> None:
     )
 
 
+def test_what_was_not_measured_is_a_dash_and_null() -> None:
+    none = [run_of() | {"requests": dict.fromkeys(run_of()["requests"], 0)}] * 8
+    found = compare(none, none, paired=True)
+    assert "\nerrors               -         -  -\n" in table(found, "a", "b")
+    errors = document(found, none, none, ("a", "b"))["figures"]["errors"]
+    assert (errors["a"], errors["b"], errors["finding"]) == (None, None, "no difference shown")
+    assert None in (errors.get("ratio", 0), errors.get("difference", 0))
+
+
 def test_the_document_is_json_even_where_a_change_has_no_end() -> None:
     a, b = [run_of(0.0)] * 8, [run_of(1.0)] * 8
     found = compare(a, b, paired=True)

@@ -166,6 +166,18 @@ def test_a_run_that_sent_nothing_is_not_fine_because_its_thresholds_are_kept() -
     assert judge(Counts(held=2), interrupted=False, thresholds=[KEPT]).exit_code == 1
 
 
+def test_what_is_missing_of_the_figures_is_told_before_thresholds_and_faults() -> None:
+    lost = ["1 of 2 hosts was lost"]
+    ended = judge(fine(wrong=1), interrupted=False, thresholds=[KEPT, BROKEN], losses=lost)
+    assert ended == Verdict(
+        "FAILED: 1 of 2 hosts was lost; 1 of 2 thresholds failed: p99 12.3 ms > 5ms; 1 wrong reply",
+        1,
+    )
+    assert judge(fine(), interrupted=False, losses=lost).text == (
+        "FAILED: 1 of 2 hosts was lost; every other reply verified"
+    )
+
+
 # Whose figures these are -------------------------------------------------------
 
 
