@@ -17,7 +17,7 @@ COMMANDS: Final[dict[str, str]] = {
     r"\.venv/bin/pytest": "the tests themselves",
     r"\.venv/bin/python benchmarks/million\.py": "an hour; tests/test_benchmarks.py has it smaller",
     r"\.venv/bin/python benchmarks/growth\.py": "half an hour of a machine at rest",
-    r"\.venv/bin/python benchmarks/stalls\.py": "forty seconds; tests/test_benchmarks.py, smaller",
+    r"\.venv/bin/python benchmarks/stalls\.py": "forty seconds; tests/test_benchmarks.py",
     r"scripts/": "checks of the project; .ci/run does them",
     r"PYTHONPATH=tests ": "rewrites the pages that are tested here",
     r"cp examples/": "writes to /etc; tests/nbnet/test_systemd.py verifies the units",
@@ -54,8 +54,10 @@ BLOCKS: Final[dict[tuple[str, str], str]] = {
     ("docs/how-to/kubernetes.md", "FROM python:3.13-slim"): "needs Docker",
     (
         "docs/many-machines.md",
-        "loadgen: host 10.0.0.12: 100000 connections are more than the limit "
-        "of open files allows here: at most 19968 (ulimit -Hn), or several --workers",
+        (
+            "loadgen: host 10.0.0.12: 100000 connections are more than the limit "
+            "of open files allows here: at most 19968 (ulimit -Hn), or several --workers"
+        ),
     ): "an excerpt of what a run printed",
     (
         "docs/many-machines.md",

@@ -41,6 +41,7 @@ from manual.pages import Block
 from manual.shell import Command, check_options, commands_in, commands_of
 from nbnet import Server
 from nbnet.config import read_options
+from nbnet.notation import Target
 
 PATIENCE: Final = 300.0
 """Seconds that a command may take on a slow machine."""
@@ -49,7 +50,9 @@ _HERE: Final[dict[str, Callable[[], None]]] = {
     "loadgen": loadgen.cli.main,
 }
 """Commands that need no process of their own."""
-_PORT: Final = re.compile(r"(?<=(?:127\.0\.0\.1|localhost):)\d{4,5}")
+_PORT: Final = re.compile(
+    r"""((?:127\.0\.0\.1|localhost)(?:"?, |:))(\d{4,5})\b"""  # also in a tuple
+)
 _FIXED: Final = re.compile(r"--port[ =](\d+)")
 
 
@@ -189,8 +192,8 @@ class Running:
             started([sys.executable, "-m", "nbnet", *words], self._place, self._environment())
         )
         found = _FIXED.search(text)
-        if "--unix" not in text:
-            self._ports[found[1] if found else DEFAULT_PORT] = serving.address[1]  # type: ignore
+        if isinstance(serving.address, Target):
+            self._ports[found[1] if found else DEFAULT_PORT] = serving.address.port
         lines = (command.shown or "listening on 127.0.0.1:1").splitlines()
         if (metrics := re.search(r"--metrics \S+:(\d+)", text)) is not None:
             line = serving.wait_for("metrics on http://")
@@ -210,7 +213,7 @@ class Running:
 
     def _moved(self, text: str) -> str:
         """Something of the page with the ports at which its servers really are."""
-        return _PORT.sub(lambda found: str(self._port(found[0])), text)
+        return _PORT.sub(lambda found: f"{found[1]}{self._port(found[2])}", text)
 
     def _port(self, shown: str) -> int:
         if shown not in self._ports:

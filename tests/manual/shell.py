@@ -61,12 +61,7 @@ def commands_in(value: Any) -> Iterator[str]:
 
 def check_options(text: str, place: str) -> None:
     """Every option of our programs and scripts exists, whether or not the command is run."""
-    for part in re.split(r"\|\||&&|[|;&]|\$\(|\)", _unquoted_kept(text)):
-        words = shlex.split(part.replace("\0", "|").replace("\1", "&").replace("\2", ";"))
-        while words and re.match(r"\w+=", words[0]):
-            del words[0]
-        if not words:
-            continue
+    for words in _simple_commands(text):
         words[0] = words[0].rsplit("/", 1)[-1]
         told = [word.partition("=")[0] for word in words if re.match(r"--?[a-zA-Z]", word)]
         if words[0] in OURS:
@@ -95,10 +90,20 @@ def _bare(line: str) -> str:
     return re.sub(r"(^|\s+)# .*$", "", line).strip()
 
 
-def _unquoted_kept(text: str) -> str:
-    """A command line in which quoted separators are none."""
+def _simple_commands(text: str) -> Iterator[list[str]]:
+    """The words of each command in a line of them.
 
-    def keep(found: re.Match[str]) -> str:
-        return found[0].replace("|", "\0").replace("&", "\1").replace(";", "\2")
-
-    return re.sub(r"'[^']*'|\"[^\"]*\"", keep, text).replace("2>&1", "")
+    >>> list(_simple_commands("A=1 a 'x|y' | b && c"))
+    [['a', 'x|y'], ['b'], ['c']]
+    """
+    lexer = shlex.shlex(text, posix=True, punctuation_chars=";&|()")
+    lexer.whitespace_split = True
+    lexer.commenters = ""
+    words: list[str] = []
+    for word in [*lexer, ";"]:
+        if word.strip(";&|()"):
+            if words or not re.match(r"\w+=", word):
+                words.append(word)
+        elif words:
+            yield words
+            words = []
