@@ -2,7 +2,7 @@
 
 A block is what stands between two fences. A paragraph that ends in the name of
 a file and a colon, as in "with this `shout.py`:", says that the block after it is
-that file.
+that file; one with an absolute path only says where a reader is to put it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PAGES: Final = sorted(
 )
 
 _FENCE: Final = re.compile(r"^( *)```(\S*)[^\n]*\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
-_FILE: Final = re.compile(r"`([\w./-]+\.[a-z]+)`:\s*\Z")
+_FILE: Final = re.compile(r"`([\w.-][\w./-]*\.[a-z]+)`:\s*\Z")
 _LINK: Final = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _HEADING: Final = re.compile(r"^#+ (.*)$", re.MULTILINE)
 _GENERATED: Final = re.compile(

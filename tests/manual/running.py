@@ -80,7 +80,9 @@ class Running:
                 all the same.
         """
         if block.file is not None:
-            path = self._place / block.file
+            path = (self._place / block.file).resolve()
+            inside = path.is_relative_to(self._place.resolve())
+            assert inside, f"{block.place}: {block.file} leads out of the page's directory"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(self._moved(block.text))
         match block.language:

@@ -87,3 +87,14 @@ def test_what_is_not(
 ) -> None:
     with pytest.raises((AssertionError, ValueError), match=fault):
         done(page, tmp_path, monkeypatch)
+
+
+def test_nothing_is_written_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outside = tmp_path / "outside.toml"
+    place = tmp_path / "place"
+    place.mkdir()
+    done(f"In `{outside}`:\n\n```toml\na = 1\n```", place, monkeypatch)
+    assert not outside.exists()
+    with pytest.raises(AssertionError, match="leads out of the page's directory"):
+        done("In `../outside.toml`:\n\n```toml\na = 1\n```", place, monkeypatch)
+    assert not outside.exists()
