@@ -1,12 +1,13 @@
 """Whether what a command printed is what a page shows, whatever the figures.
 
-Two rules:
+Three rules:
 
 * figures (numbers with their units, addresses with ports, a dash for what was not
   measured, which of two is called faster) are taken for equal, and so is how lines
   are wrapped and columns are filled;
 * paragraphs that begin in capitals, as in ``LOADER-BOUND: its worker used 93 %``,
-  depend on the machine and are left out, but for the verdict.
+  depend on the machine and are left out, but for the verdict;
+* so are lines that tell every five seconds how far a run is.
 
 Everything else is compared word by word; a line ``...`` stands for any others.
 """
@@ -22,6 +23,11 @@ _FIGURE: Final = re.compile(
 _DASH: Final = re.compile(r"(?<!\S)-(?!\S)")
 _CALLED: Final = re.compile(r"\b(?:slower|faster|no difference shown)(?!\S)")
 _NOTE: Final = re.compile(r"(?!OK:|FAILED:)[A-Z][A-Z -]+: ")
+_PROGRESS: Final = re.compile(
+    r"^(?:connecting|ready|warming up|waiting for late replies|[\d,hms ]+ of [\d,hms ]+"
+    r"(?: requests)?): .*\n?",
+    re.MULTILINE,
+)
 
 
 def masked(text: str) -> str:
@@ -29,7 +35,10 @@ def masked(text: str) -> str:
 
     >>> masked("latency  101 ms   -\\n\\nNOTE: a\\nb\\n\\nOK: 3 passed")
     'latency # # OK: # passed'
+    >>> masked("5 s of 10 s: 12,708 requests/s, p50 1.16 s\\nOK: 3 passed")
+    'OK: # passed'
     """
+    text = _PROGRESS.sub("", text)
     kept = [each for each in re.split(r"\n\s*\n", text) if not _NOTE.match(each.strip())]
     text = _FIGURE.sub("#", " ".join("\n\n".join(kept).split()))
     return _CALLED.sub("#", _DASH.sub("#", text))

@@ -22,6 +22,7 @@ PAGES: Final = sorted(
 _FENCE: Final = re.compile(r"^( *)```(\S*)[^\n]*\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 _FILE: Final = re.compile(r"`([\w.-][\w./-]*\.[a-z]+)`:\s*\Z")
 _LINK: Final = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+_QUOTED: Final = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 _HEADING: Final = re.compile(r"^#+ (.*)$", re.MULTILINE)
 _GENERATED: Final = re.compile(
     r"(^<!-- begin: (?P<name>[\w.:-]+) -->\n)(?P<text>.*?)(^<!-- end: (?P=name) -->$)",
@@ -106,6 +107,15 @@ def fill(text: str, name: str, made: str) -> str:
 def links_of(text: str) -> list[str]:
     """What the links of a page lead to; none of those in blocks."""
     return _LINK.findall(_FENCE.sub("", text))
+
+
+def quoted_in(text: str) -> list[str]:
+    """What stands between backticks in the sentences and tables of a page.
+
+    >>> quoted_in("Run `a  --b` or\\n`c\\nd`.")
+    ['a --b', 'c d']
+    """
+    return [" ".join(each.split()) for each in _QUOTED.findall(_FENCE.sub("", text))]
 
 
 def anchors_of(text: str) -> set[str]:

@@ -69,10 +69,15 @@ def check_options(text: str, place: str) -> None:
             assert not unknown, f"{place}: {words[0]} has no {', '.join(sorted(unknown))}"
         elif words[0].startswith("python") and len(words) > 1:
             _check_script(words[1:], told, place)
+        elif words[0] == "pytest":
+            for path in (word for word in words[1:] if word.startswith("tests/")):
+                assert (ROOT / path).exists(), f"{place}: there is no {path}"
 
 
 def _check_script(words: list[str], told: list[str], place: str) -> None:
     """A script of the project: its options stand in its text."""
+    if any(word.endswith("...") for word in words[:2]):  # any of them
+        return
     if words[0].startswith("benchmarks/"):
         sources = [ROOT / words[0]]
     elif words[0] == "-m" and (ROOT / "tests" / words[1].partition(".")[0]).is_dir():

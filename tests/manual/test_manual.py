@@ -16,9 +16,14 @@ from pathlib import Path
 import pytest
 import yaml  # type: ignore[import-untyped]  # ships no types
 
+import loadgen.verdict
+import nbclient.cli
+import nbnet.cli
+import nbnet.command
+import nbnet.conform_command
 from manual import exceptions
 from manual.generated import current
-from manual.pages import PAGES, ROOT, Block, anchors_of, blocks_of, links_of, name_of
+from manual.pages import PAGES, ROOT, Block, anchors_of, blocks_of, links_of, name_of, quoted_in
 from manual.running import Running
 from manual.shell import check_options, commands_in, commands_of
 from nbnet import FrameDecoder
@@ -163,6 +168,33 @@ def test_the_matrix_has_the_pythons_that_are_supported() -> None:
         if re.fullmatch(r"Programming Language :: Python :: 3\.\d+", each)
     ]
     assert workflow["jobs"]["checks"]["strategy"]["matrix"]["python"] == supported
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_commands_in_sentences_have_these_options(name: str) -> None:
+    for text in quoted_in((ROOT / name).read_text("utf-8")):
+        if re.match(r"(PYTHONPATH=tests )?(\S*/)?(nbnet|nbclient|loadgen|pytest|python) ", text):
+            check_options(text, f"{name}: {text}")
+        elif re.match(r"(simulation|fuzz|soak)\b.* ", text):
+            check_options(f"python -m {text}", f"{name}: {text}")
+
+
+def test_every_exit_code_has_its_line() -> None:
+    rows = {}
+    for line in (ROOT / "docs" / "reference" / "exit-codes.md").read_text("utf-8").splitlines():
+        if re.match(r"\| \d", line):
+            code, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+            rows[int(code)] = [bool(cell) for cell in cells]
+    common = {nbnet.command.EXIT_FAILED, nbnet.command.EXIT_USAGE, 0}
+    stopped = nbnet.command.EXIT_INTERRUPTED
+    for column, codes in enumerate(
+        [
+            {nbnet.cli.EXIT_CANNOT_LISTEN, nbnet.conform_command.EXIT_CANNOT_CONNECT},
+            {nbclient.cli.EXIT_CANNOT_CONNECT, nbclient.cli.EXIT_TIMED_OUT, stopped},
+            {loadgen.verdict.EXIT_THRESHOLD, loadgen.verdict.EXIT_NO_CONNECTION, stopped},
+        ]
+    ):
+        assert {code for code, cells in rows.items() if cells[column]} == codes | common
 
 
 def test_every_page_is_one_click_from_the_index() -> None:
