@@ -22,7 +22,7 @@ _FIGURE: Final = re.compile(
 )
 _DASH: Final = re.compile(r"(?<!\S)-(?!\S)")
 _CALLED: Final = re.compile(r"\b(?:slower|faster|no difference shown)(?!\S)")
-_NOTE: Final = re.compile(r"(?!OK:|FAILED:)[A-Z][A-Z -]+: ")
+_NOTE: Final = re.compile(r"(?!OK:|FAILED:|INTERRUPTED:|CAPACITY:)[A-Z][A-Z' -]+: ")
 _PROGRESS: Final = re.compile(
     r"^(?:connecting|ready|warming up|waiting for late replies|[\d,hms ]+ of [\d,hms ]+"
     r"(?: requests)?): .*\n?",
