@@ -1,6 +1,6 @@
 """Whether loadgen tells of stalls: its figures beside what they have to be.
 
-    python benchmarks/stalls.py [--rate 1000] [--duration 20]
+    python benchmarks/stalls.py [--rate 1000] [--duration 20] [--chart stalls.svg]
 
 A server holds back all replies for the last second of every five. Of requests
 that come evenly, a fifth then waits, evenly for 0 to 1 s, so the latency that
@@ -18,6 +18,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from loadgen.report.html_charts import load_pygal
 
 CYCLE = 5.0
 STALL = 1.0
@@ -80,9 +84,33 @@ class StallingServer:
             connection.send(reply)
 
 
-def analytic_p99() -> float:
+PERCENTILES = ("p50", "p75", "p90", "p95", "p99", "p99.9")
+
+
+def analytic(percentile: float) -> float:
     """Of requests that come evenly: a share of STALL / CYCLE waits evenly up to STALL seconds."""
-    return STALL - 0.01 * CYCLE
+    return max(0.0, STALL - (1 - percentile / 100) * CYCLE)
+
+
+def draw(told: Mapping[str, Mapping[str, float]], path: Path) -> None:
+    """Latency by percentile: what each way to measure says, beside what it is."""
+    pygal, style = load_pygal()
+    plot = pygal.Line(
+        style=style(background="white", plot_background="white"),
+        js=(),
+        width=720,
+        height=360,
+        truncate_legend=-1,
+        legend_at_bottom=True,
+        legend_at_bottom_columns=2,
+        title="latency in seconds of a server that stalls for 1 s in 5",
+        disable_xml_declaration=True,
+    )
+    plot.x_labels = PERCENTILES
+    plot.add("what users have", [analytic(float(name[1:])) for name in PERCENTILES])
+    for name, times in told.items():
+        plot.add(name, [times[each] for each in PERCENTILES])
+    plot.render_to_file(str(path))
 
 
 def main() -> None:
@@ -93,9 +121,11 @@ def main() -> None:
     parser.add_argument("--rate", default="1000")
     parser.add_argument("--duration", default="20")
     parser.add_argument("--conns", default="50")
+    parser.add_argument("--chart", type=Path, metavar="FILE.svg")
     options = parser.parse_args()
     server = StallingServer()
-    expected = analytic_p99()
+    expected = analytic(99)
+    told: dict[str, Mapping[str, float]] = {}
     for name, load in (("open loop", ["--rate", options.rate]), ("closed loop", [])):
         server.restart()
         command = [sys.executable, "-m", "loadgen", "--target", f"127.0.0.1:{server.port}"]
@@ -108,6 +138,9 @@ def main() -> None:
             text=True,
         )
         report = json.loads(done.stdout)
+        told[name] = report["latency_seconds"]
+        if load:
+            told[f"{name}, from the actual send"] = report["service_seconds"]
         p99, service = report["latency_seconds"]["p99"], report["service_seconds"]["p99"]
         print(
             f"{name:<12} {report['throughput']['requests_per_second']:>9,.0f} requests/s   "
@@ -117,6 +150,11 @@ def main() -> None:
         )
         for note in report["notes"]:
             print(f"    {note}")
+    for name, times in told.items():
+        cells = (f"{each} {times[each]:.4f}" for each in PERCENTILES)
+        print(f"{name:<35} {'   '.join(cells)}")
+    if options.chart is not None:
+        draw(told, options.chart)
 
 
 if __name__ == "__main__":

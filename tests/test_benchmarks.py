@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -35,3 +38,16 @@ def test_a_smaller_number_of_connections_than_a_million(tmp_path: Path) -> None:
 
 def test_what_the_machine_does_not_allow_is_said_with_what_to_change() -> None:
     assert "connections: this machine has" in benchmark("million.py", "--connections", "1000M")
+
+
+@pytest.mark.slow
+def test_a_closed_loop_does_not_see_what_an_open_one_does(tmp_path: Path) -> None:
+    chart = tmp_path / "stalls.svg"
+    options = ("--duration", "10", "--rate", "500", "--conns", "600", "--chart", str(chart))
+    opened, closed = re.findall(
+        r"^.* loop .*p99 ([\d.]+) s", benchmark("stalls.py", *options), re.MULTILINE
+    )
+    assert float(closed) < 0.5 < float(opened)
+    assert {"open loop", "closed loop", "what users have"} <= set(
+        re.findall(r">([\w ]+)</text>", chart.read_text())
+    )

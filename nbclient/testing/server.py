@@ -28,8 +28,10 @@ class FakeServer:
     For several servers, choose by the address::
 
         servers = {6789: FakeServer(), 6790: FakeServer()}
-        Client(["a:6789", "b:6790"], connect=lambda address, timeout:
-               servers[address.port].connect(address, timeout))
+        Client(
+            ["a:6789", "b:6790"],
+            connect=lambda address, timeout: servers[address.port].connect(address, timeout),
+        )
 
     Args:
         handler: what answers a request; the payload backwards by default. It

@@ -1,6 +1,6 @@
 """Loads whose processes are killed or stopped, and reports that cannot be written.
 
-What is lost is what the README says, and nothing else. A server that dies costs the
+What is lost is what the manual says, and nothing else. A server that dies costs the
 requests it had; one that stands still, or a load generator that does, is told as it
 was; an engine that dies ends the run. A disk that is full costs the new report and
 neither the old one nor the summary. Nothing is left behind, and errors are one line.

@@ -1,6 +1,6 @@
 """The client's timeouts and retries, on a network that delays, loses and reorders packets.
 
-As ``README.md`` documents them, for both fronts; the client is on one machine of the
+As ``docs/how-to/client.md`` documents them, for both fronts; the client is on one machine of the
 test's own and the server on another, see ``support.network``.
 """
 

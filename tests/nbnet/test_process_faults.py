@@ -1,6 +1,6 @@
 """Servers whose processes are killed or stopped, and whose log cannot be written.
 
-What is lost is what the README says, and nothing else: a worker that is killed
+What is lost is what the manual says, and nothing else: a worker that is killed
 takes its connections along, a log that cannot be written its lines. Those who wait
 are served by whoever comes next, nobody outlives the supervisor, and every end is
 exit code 0.

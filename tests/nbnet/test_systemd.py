@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import configparser
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -291,14 +292,20 @@ def test_the_example_socket_has_one_address_for_the_service() -> None:
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="there is no systemd here")
-def test_systemd_understands_the_example_units(tmp_path: Path) -> None:
+@pytest.mark.parametrize("customised", [False, True])
+def test_systemd_understands_the_example_units(tmp_path: Path, customised: bool) -> None:
     for name in ("nbnet.service", "nbnet.socket"):
-        text = (EXAMPLES / name).read_text().replace("/usr/local/bin/nbnet", sys.executable)
+        text = (EXAMPLES / name).read_text()
         if systemd_version() < 253:
             text = text.replace("Type=notify-reload", "Type=notify")
-        (tmp_path / name).write_text(text)
+        (tmp_path / name).write_text(with_a_program(text))
+    if customised:  # as the manual says
+        page = (EXAMPLES.parent / "docs" / "how-to" / "systemd.md").read_text()
+        [text] = re.findall(r"^```ini\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+        (tmp_path / "nbnet.service.d").mkdir()
+        (tmp_path / "nbnet.service.d" / "local.conf").write_text(with_a_program(text))
     done = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", *map(str, sorted(tmp_path.iterdir()))],
+        ["systemd-analyze", "verify", "--man=no", *map(str, tmp_path.glob("nbnet.s*[et]"))],
         capture_output=True,
         text=True,
         # Those of the distribution alone: this machine may have an nbnet.service of its own.
@@ -308,6 +315,11 @@ def test_systemd_understands_the_example_units(tmp_path: Path) -> None:
     complaints = [line for line in done.stderr.splitlines() if str(tmp_path) in line]
     assert complaints == []
     assert done.returncode == 0, done.stderr
+
+
+def with_a_program(text: str) -> str:
+    """A unit that starts something that is there."""
+    return re.sub(r"(?<=ExecStart=)/\S+/nbnet\b", sys.executable, text)
 
 
 def systemd_version() -> int:
