@@ -21,7 +21,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from side_by_side import free_port, running
+from pinned import free_port, running
 
 from loadgen.report.html_charts import load_pygal
 from nbnet.machine import SPARE_FDS, raise_fd_limit
