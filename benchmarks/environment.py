@@ -22,8 +22,9 @@ from pathlib import Path
 
 PEERS = Path(__file__).parent / "peers"
 PACKAGES = ("gevent", "locust", "trio", "twisted", "uvloop")
-SERVER_CORE, LOADER_CORE = "0", "1"
-"""The processors that servers and what loads them are pinned to."""
+_CORES = sorted(os.sched_getaffinity(0))
+SERVER_CORE, LOADER_CORE = _CORES[0], _CORES[-1]
+"""The processors that servers and what loads them are pinned to: 0 and 1 where there are two."""
 
 _VERSIONS = """
 import importlib.metadata, json, sys
@@ -90,6 +91,8 @@ def prepare(directory: Path, *, install: bool = True) -> Environment:
     Raises:
         SystemExit: the peers cannot be installed.
     """
+    if SERVER_CORE == LOADER_CORE:
+        print("one processor: servers and loaders share it, ratios mean little", file=sys.stderr)
     directory.mkdir(parents=True, exist_ok=True)
     python = Path(sys.executable)
     if install:

@@ -451,7 +451,7 @@ def run(
     target = Target("127.0.0.1", port)
     own = os.sched_getaffinity(0)
     with running(command, port):
-        os.sched_setaffinity(0, {int(LOADER_CORE)})
+        os.sched_setaffinity(0, {LOADER_CORE})
         try:
             found = []
             for name, scenes in (("clients", BLOCKING), ("async-clients", ASYNC)):

@@ -1,6 +1,6 @@
 """Servers and what loads them, as processes on processors of their own.
 
-Servers run on processor 0, loaders on processor 1, so that neither takes the time of
+Servers run on the first processor, loaders on the last, so that neither takes the time of
 the other and the figures of one run can be set beside those of the next.
 """
 
@@ -26,6 +26,8 @@ from environment import LOADER_CORE, SERVER_CORE
 TICKS = os.sysconf("SC_CLK_TCK")
 START_WITHIN = 30.0
 """Seconds."""
+LOAD_WITHIN = 120.0
+"""Seconds after which a loader that has not ended is killed."""
 
 
 class LoadError(Exception):
@@ -40,7 +42,7 @@ def free_port() -> int:
 
 @contextmanager
 def running(command: str | Sequence[str], port: int) -> Iterator[int]:
-    """A server on processor 0, from when it takes connections; gives its process number.
+    """A server on its processor, from when it takes connections; gives its process number.
 
     Args:
         command: a word of it that is ``{port}`` stands for the port.
@@ -51,7 +53,12 @@ def running(command: str | Sequence[str], port: int) -> Iterator[int]:
     words = shlex.split(command) if isinstance(command, str) else command
     with tempfile.TemporaryFile("w+") as said:
         process = subprocess.Popen(
-            ["taskset", "-c", SERVER_CORE, *(word.replace("{port}", str(port)) for word in words)],
+            [
+                "taskset",
+                "-c",
+                str(SERVER_CORE),
+                *(word.replace("{port}", str(port)) for word in words),
+            ],
             stdout=subprocess.DEVNULL,
             stderr=said,
         )
@@ -140,7 +147,7 @@ class Measured:
 
 
 def load(command: Sequence[str], server: int, *, watch_memory: bool = False) -> Measured:
-    """Run a loader on processor 1.
+    """Run a loader on its processor.
 
     It prints "started" when it begins to measure, or else its beginning counts as that
     of the server's time; then one JSON document, either loadgen's or an object with
@@ -154,7 +161,7 @@ def load(command: Sequence[str], server: int, *, watch_memory: bool = False) -> 
     with (
         tempfile.TemporaryFile("w+") as said,
         subprocess.Popen(
-            ["taskset", "-c", LOADER_CORE, *command],
+            ["taskset", "-c", str(LOADER_CORE), *command],
             stdout=subprocess.PIPE,
             stderr=said,
             text=True,
@@ -162,6 +169,8 @@ def load(command: Sequence[str], server: int, *, watch_memory: bool = False) -> 
         watching_memory(process.pid if watch_memory else None) as most,
     ):
         assert process.stdout is not None
+        patience = threading.Timer(LOAD_WITHIN, process.kill)
+        patience.start()
         for line in process.stdout:
             if line == "started\n":
                 before = cpu_seconds(server)
@@ -170,6 +179,7 @@ def load(command: Sequence[str], server: int, *, watch_memory: bool = False) -> 
                 used = cpu_seconds(server) - before
             text += line
         status = process.wait()
+        patience.cancel()
         said.seek(0)
         reason = "".join(said.read().strip().splitlines()[-1:])
     if status or not text:

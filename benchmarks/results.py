@@ -147,7 +147,7 @@ def in_turn(load: str, contenders: Iterable[str], rounds: int, seed: int) -> Ite
 def number(value: float) -> str:
     """With three digits that count, and a suffix."""
     for factor, suffix in ((1e6, "M"), (1e3, "k")):
-        if value >= factor:
+        if value >= 0.9995 * factor:  # or else it would be rounded up to that
             value /= factor
             return f"{value:.{max(0, 3 - len(str(int(value))))}f}{suffix}"
     return f"{value:.3g}"

@@ -17,7 +17,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 from environment import compile_all
-from results import Results, Unit, Verdict, fill, in_turn, markdown
+from results import Results, Unit, Verdict, fill, in_turn, markdown, number
 from support.framed import LastFirst, Right, framed
 
 from nbnet.notation import Target, parse_target
@@ -221,6 +221,21 @@ def test_who_is_ahead_is_said_where_the_whole_interval_is() -> None:
     told = markdown(rates)
     assert "Ahead of us: double (a load: 2.00 (2.00-2.00))." in told
     assert "Not told apart from us: same (a load:" in told
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.3871, "0.387"),
+        (23.1, "23.1"),
+        (999.4, "999"),
+        (999.9, "1.00k"),
+        (23_149.0, "23.1k"),
+        (999_900.0, "1.00M"),
+    ],
+)
+def test_figures_have_three_digits(value: float, text: str) -> None:
+    assert number(value) == text
 
 
 def test_nobody_is_ahead_after_a_few_rounds() -> None:
