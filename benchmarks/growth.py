@@ -23,8 +23,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from pinned import free_port, running
 from scenes import processes
-from side_by_side import free_port, running
 
 from loadgen.report.html_charts import load_pygal
 from nbnet.machine import SPARE_FDS, raise_fd_limit

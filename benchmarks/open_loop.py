@@ -19,7 +19,7 @@ import sys
 from contextlib import ExitStack
 from typing import Any
 
-from side_by_side import free_port, running
+from pinned import free_port, running
 
 
 def measure(port: int, conns: str, *load: str, seconds: float) -> dict[str, Any]:

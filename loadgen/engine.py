@@ -31,10 +31,12 @@ from loadgen.recording import Recorder
 from loadgen.schedule import Schedule
 from loadgen.tally import Counts, Phase, Snapshot
 from loadgen.traffic import Pool
+from nbnet.framing import HEADER_SIZE, MAX_PAYLOAD
 from nbnet.pollers import READ, Poller
 
-READ_SIZE: Final = 64 * 1024
-"""Bytes asked of the kernel at most in one read."""
+READ_SIZE: Final = HEADER_SIZE + MAX_PAYLOAD + 1
+"""Bytes asked of the kernel at most in one read: the longest reply takes one, and a byte
+that is too much shows."""
 CONNECTING_AT_ONCE: Final = 512
 """Connections begun and not made yet: well under a usual backlog, which would
 drop what is over it and make the kernel wait a second before it tries again."""

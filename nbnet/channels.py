@@ -18,6 +18,7 @@ from nbnet.acceptor import Acceptor, Socket
 from nbnet.connection import Connection
 from nbnet.counters import Counters
 from nbnet.deadlines import Deadlines
+from nbnet.framing import HEADER_SIZE, MAX_PAYLOAD
 from nbnet.handlers import Bound, Context, Handler, bind, takes_context
 from nbnet.limits import Limits
 from nbnet.notation import Target
@@ -28,8 +29,9 @@ from nbnet.threads import Pool
 
 log = logging.getLogger("nbnet")
 
-READ_SIZE: Final = 64 * 1024
-"""Bytes asked of the kernel in one read."""
+READ_SIZE: Final = HEADER_SIZE + MAX_PAYLOAD
+"""Bytes asked of the kernel in one read: the longest frame there is takes one, not two
+whose parts have to be put together."""
 FIRST_READ_SIZE: Final = 479
 """The same until a read is filled. The interpreter keeps blocks of up to 512
 bytes, 33 of them its own, at hand; a larger buffer costs calls to malloc."""

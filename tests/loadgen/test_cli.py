@@ -20,11 +20,9 @@ from urllib.request import urlopen
 import pytest
 
 from loadgen import __version__, cli
-from loadgen.cli import _tls
 from loadgen.hdr import decode
 from loadgen.plan import Plan
 from loadgen.running import spare_workers
-from nbnet.command import CommandError
 from nbnet.notation import Address, Target
 
 from .command import PATIENCE, call, measure, running
@@ -568,12 +566,3 @@ def test_children_do_not_outlive_a_parent_that_is_killed() -> None:
 def test_a_command_passes_on_what_is_asked_of_the_main_one() -> None:
     ended = call("chaos", "--version")
     assert (ended.code, ended.out) == (0, f"loadgen {__version__}\n")
-
-
-def test_the_files_of_tls_are_looked_at_by_those_who_use_them() -> None:
-    target = Address("h", 1, tls=True)
-    plan = _tls(target, "/nowhere", None, None, None, here=False)
-    assert plan is not None
-    assert (plan.server_name, plan.authority) == ("h", "/nowhere")
-    with pytest.raises(CommandError, match="/nowhere: No such file"):
-        _tls(target, "/nowhere", None, None, None, here=True)

@@ -191,7 +191,9 @@ class Running:
         text = command.text.removesuffix("&").strip()
         words = shlex.split(self._elsewhere(text))[1:]
         serving = self._stack.enter_context(
-            started([sys.executable, "-m", "nbnet", *words], self._place, self._environment())
+            started(
+                [sys.executable, "-m", "nbnet", *words], cwd=self._place, env=self._environment()
+            )
         )
         found = _FIXED.search(text)
         if isinstance(serving.address, Target):
