@@ -27,6 +27,9 @@ from manual.pages import PAGES, ROOT, Block, anchors_of, blocks_of, links_of, na
 from manual.running import Running
 from manual.shell import check_options, commands_in, commands_of
 from nbnet import FrameDecoder
+from nbnet.config import read_options
+from nbnet.notation import parse_duration, parse_place
+from nbnet.server import DEFAULT_PORT
 
 NAMES = [name_of(path) for path in PAGES]
 WRITTEN_ELSEWHERE = {"docs/performance.md"}
@@ -128,6 +131,35 @@ def test_there_are_examples_of_requests_and_of_replies() -> None:
     titles = [title for title, _ in rows_of("docs/reference/protocol.md")]
     assert titles.count("stream of requests") > 10
     assert titles.count("stream of replies") == 3
+
+
+def test_the_manifests_for_kubernetes_fit_together(tmp_path: Path) -> None:
+    [block] = [each for each in blocks("docs/how-to/kubernetes.md") if each.language == "yaml"]
+    config, deployment, service = yaml.safe_load_all(block.text)
+    kinds = [each["kind"] for each in (config, deployment, service)]
+    assert kinds == ["ConfigMap", "Deployment", "Service"]
+    template = deployment["spec"]["template"]
+    labels = template["metadata"]["labels"]
+    assert deployment["spec"]["selector"]["matchLabels"] == service["spec"]["selector"] == labels
+
+    [container] = template["spec"]["containers"]
+    words = container["args"]
+    ports = {each["containerPort"] for each in container["ports"]}
+    probed = {container[each]["tcpSocket"]["port"] for each in ("readinessProbe", "livenessProbe")}
+    assert {DEFAULT_PORT} == probed == {each["port"] for each in service["spec"]["ports"]}
+    assert ports == {DEFAULT_PORT, parse_place(words[words.index("--metrics") + 1]).port}
+    drain = parse_duration(words[words.index("--drain") + 1])
+    pause = float(container["lifecycle"]["preStop"]["exec"]["command"][1])
+    assert template["spec"]["terminationGracePeriodSeconds"] > pause + drain
+
+    [volume] = template["spec"]["volumes"]
+    [mount] = container["volumeMounts"]
+    assert volume["name"] == mount["name"]
+    assert volume["configMap"]["name"] == config["metadata"]["name"]
+    [(name, text)] = config["data"].items()
+    assert words[words.index("--config") + 1] == f"{mount['mountPath']}/{name}"
+    (tmp_path / name).write_text(text)
+    assert read_options({}, tmp_path / name).limits.max_per_ip == 1000
 
 
 @pytest.mark.parametrize("name", ["ci", "release"])
