@@ -3,7 +3,8 @@
 It has if nothing to come can mend it: a wrong reply stays one. Of rates, shares
 and percentiles that is never certain; they have failed if what was measured in
 ``SURE_FROM`` seconds or more is beyond the limit, in favour of the server: what
-is on its way counts as if it were there.
+is on its way counts as if it were there, and so does what an open loop should have
+sent in the last ``SURE_FROM`` seconds: it catches up after a short stall.
 """
 
 from __future__ import annotations
@@ -88,16 +89,18 @@ class Watch:
             return value, math.inf
         if not sure:
             return None
-        # Replies on their way may still come in time.
-        counts = tally.counts
+        # Replies on their way may still come in time, and those to what is late.
+        counts, due = tally.counts, _due(self.plan, self._least)
         high = value
         if threshold.metric in ("rate", "verified"):
             high += counts.sent - counts.verified - sum(getattr(counts, bad) for bad in BAD)
+            just_due = due - _due(self.plan, self._least - SURE_FROM)
+            high += max(0, min(due - counts.sent, just_due))
         if threshold.unit is Unit.RATE:
             if self.plan.stages:
                 return None  # what is slow now may be planned so
             return value / tally.elapsed, high / self._least
-        planned = max(counts.sent, _due(self.plan, self._least))
+        planned = max(counts.sent, due)
         whole = metric.out_of(self.plan, tally, planned)
         return (value / whole, high / whole) if whole else None
 

@@ -95,16 +95,24 @@ def test_replies_on_their_way_count_for_the_server() -> None:
     assert not Going("rate<95%", OPEN).hear(1.0, sent=1000, verified=900, on_time=900)
     assert not Going("verified<95%", OPEN).hear(1.0, sent=1000, verified=900)
     assert not Going("rate<950", OPEN).hear(1.0, sent=1000, verified=900, on_time=900)
-    assert Going("rate<95%", OPEN).hear(1.0, sent=940, verified=900, on_time=900)
     assert Going("rate<95%", OPEN).hear(1.0, sent=1000, verified=900, on_time=900, failed=100)
 
 
-@pytest.mark.parametrize(("sent", "ends"), [(250, False), (230, True)])
+@pytest.mark.parametrize("threshold", ["rate<95%", "rate<950", "verified<95%"])
+def test_who_lags_by_less_than_a_second_can_catch_up(threshold: str) -> None:
+    stalled: dict[str, Any] = {"sent": 2100, "verified": 2090, "on_time": 2090}
+    assert not Going(threshold, OPEN).hear(3.0, **stalled)
+    slow: dict[str, Any] = {"sent": 1800, "verified": 1790, "on_time": 1790}
+    assert Going(threshold, OPEN).hear(3.0, **slow)
+
+
+@pytest.mark.parametrize(("sent", "ends"), [(450, False), (430, True)])
 def test_with_stages_what_was_planned_so_far_is_the_measure(sent: int, ends: bool) -> None:
-    # 500 requests in the warm-up at 500/s; then from 0 to 1,000/s in 2 s are 250 in the first.
-    plan = Plan(duration=2.0, stages=((2.0, 1000.0),), warmup=1.0)
-    assert Going("rate<95%", plan).hear(1.0, sent=sent, verified=sent, on_time=sent) == ends
-    assert not Going("rate<1k", plan).hear(1.0, sent=sent, verified=sent, on_time=sent)
+    # 500 requests in the warm-up at 500/s; then from 0 to 1,000/s in 4 s are 1,125 in the
+    # first three, of which 625 in the last of these.
+    plan = Plan(duration=4.0, stages=((4.0, 1000.0),), warmup=1.0)
+    assert Going("rate<95%", plan).hear(3.0, sent=sent, verified=sent, on_time=sent) == ends
+    assert not Going("rate<1k", plan).hear(3.0, sent=sent, verified=sent, on_time=sent)
 
 
 def test_no_more_is_planned_than_the_requests_asked() -> None:
@@ -113,10 +121,10 @@ def test_no_more_is_planned_than_the_requests_asked() -> None:
 
 
 def test_with_several_workers_a_rate_is_that_of_all_at_the_same_moment() -> None:
-    half: dict[str, Any] = {"sent": 500, "verified": 500, "on_time": 500}
+    half: dict[str, Any] = {"sent": 200, "verified": 200, "on_time": 200}
     going = Going("rate<95%", OPEN, workers=2)
     assert not going.hear(1.0, **half)
-    assert not going.hear(1.01, **half)
+    assert not going.hear(1.01, **half)  # by a second behind, at most
     assert not going.hear(1.25)  # the other was as fast, for all that is known
     assert not going.hear(1.5)
     assert going.hear(1.5)
