@@ -156,7 +156,9 @@ def _advice(error: ConnectError) -> str:
         return " (to start a server: nbnet serve)"
     if any("certificate does not verify" in reason for reason in reasons):
         return " (--tls-ca: whom to trust; --tls-server-name: the name in the certificate)"
-    if any("SSL" in reason for reason in reasons):
+    if any(reason.startswith("TLS: ") and "certificate" in reason for reason in reasons):
+        return " (--tls-cert: the certificate to show)"
+    if any(reason.startswith("TLS: ") for reason in reasons):
         return " (does the server speak TLS?)"
     return ""
 

@@ -267,6 +267,9 @@ def reason_of(error: BaseException) -> str:
         verified = getattr(error, "verify_message", "")
         if verified:
             return f"the certificate does not verify: {verified}"
+        reason = getattr(error, "reason", None)  # OpenSSL's: WRONG_VERSION_NUMBER
+        if reason:
+            return f"TLS: {reason.replace('_', ' ').lower()}"
         if error.strerror:
             return error.strerror
     return str(error) or type(error).__name__

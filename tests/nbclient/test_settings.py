@@ -342,6 +342,12 @@ def test_the_other_errors_say_what_they_are_at() -> None:
     assert (settings.closed().peer, settings.closed().maybe_executed) == ("", False)
 
 
+def openssl(reason: str) -> ssl.SSLError:
+    error = ssl.SSLError(1, "decorated")
+    error.reason = reason
+    return error
+
+
 def unverified() -> ssl.SSLCertVerificationError:
     error = ssl.SSLCertVerificationError(1, "decorated")
     error.verify_message = "self-signed certificate"
@@ -355,6 +361,7 @@ def unverified() -> ssl.SSLCertVerificationError:
         (TimeoutError(errno.ETIMEDOUT, "x"), os.strerror(errno.ETIMEDOUT)),
         (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "Name or service not kn"),
         (ssl.SSLError(1, "[SSL: X] wrong version number"), "[SSL: X] wrong version number"),
+        (openssl("WRONG_VERSION_NUMBER"), "TLS: wrong version number"),
         (unverified(), "the certificate does not verify: self-signed certificate"),
         (OSError("no route"), "no route"),
         (OSError(), "OSError"),
