@@ -16,6 +16,7 @@ COMMANDS: Final[dict[str, str]] = {
     r"(\S*/)?pip install": "installs from the network",
     r"\.venv/bin/pytest": "the tests themselves",
     r"\.venv/bin/python benchmarks/million\.py": "an hour; tests/test_benchmarks.py has it smaller",
+    r"\.venv/bin/python benchmarks/field\.py": "twenty minutes of a machine at rest",
     r"\.venv/bin/python benchmarks/growth\.py": "half an hour of a machine at rest",
     r"\.venv/bin/python benchmarks/stalls\.py": "forty seconds; tests/test_benchmarks.py",
     r"scripts/": "checks of the project; .ci/run does them",
