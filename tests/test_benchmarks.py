@@ -167,7 +167,7 @@ if COMPILER:
     ) -> None:
         done = load(binaries, address, "2", "0.1", "64", "99999")
         assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout.splitlines()[-1])["requests"] >= 0
+        assert json.loads(done.stdout.splitlines()[-1])["requests"] >= 64
 
     def test_the_loader_in_c_finds_replies_in_the_wrong_order(binaries: dict[str, Path]) -> None:
         with framed(LastFirst()) as target:
@@ -251,6 +251,8 @@ def test_why_a_contender_has_no_figures_stands_in_its_cell() -> None:
     found.add("another load", "us", 1.0)
     found.add("another load", "them", 1.0)
     assert "| a load | 1/s | a wrong reply |" in markdown(found)
+    found.leave_out("another load", "us", "a lost connection")
+    assert "| another load | a lost connection | 1/s |" in markdown(found)
 
 
 def test_the_order_within_a_round_is_drawn_by_lot_and_the_same_for_a_seed() -> None:
