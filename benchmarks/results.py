@@ -81,8 +81,8 @@ class Results:
     remarks: list[str] = field(default_factory=list)
 
     def add(self, load: str, contender: str, value: float) -> None:
-        """One more round of it."""
-        self.values.setdefault(load, {}).setdefault(contender, []).append(value)
+        """One more round of it. A difference that is lost in the noise counts as none."""
+        self.values.setdefault(load, {}).setdefault(contender, []).append(max(value, 0.0))
 
     def leave_out(self, load: str, contender: str, why: str) -> None:
         """There is no value, and why."""

@@ -223,6 +223,11 @@ def test_who_is_ahead_is_said_where_the_whole_interval_is() -> None:
     assert "Not told apart from us: same (a load:" in told
 
 
+def test_a_difference_that_is_lost_in_the_noise_counts_as_none() -> None:
+    found = results(Unit.MEMORY, us=[-3.0], them=[2048.0], others=[-1.0])
+    assert "| a load | 0 KiB | 2 KiB<br>inf | 0 KiB<br>1.00 |" in markdown(found)
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [
