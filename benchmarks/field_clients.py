@@ -372,6 +372,8 @@ def hold_asyncio(target: Target, count: int) -> float:
 
 Hold = Callable[[Target, int], float]
 
+BY_TASKS = "1,000 tasks"
+
 # Ways by load and contender; how many requests make about a second is found out.
 BLOCKING: dict[str, dict[str, Way]] = {
     "one at a time": {"Client": client_request, "bare socket": socket_request},
@@ -390,7 +392,7 @@ ASYNC: dict[str, dict[str, Way]] = {
         "trio streams": trio_ahead,
         "asyncio streams": asyncio_ahead,
     },
-    "1,000 tasks": {
+    BY_TASKS: {
         "AsyncClient": async_tasks,
         "trio streams": trio_tasks,
         "asyncio streams": asyncio_tasks,
@@ -419,9 +421,10 @@ def measure(
     rate = Results(name, f"Requests a second beside {names[0]}", names)
     cost = Results(f"{name}-cpu", "The client's processor time", names, Unit.TIME)
     for scene, ways in scenes.items():
+        unit = TASKS if scene == BY_TASKS else AHEAD
         counts = {
-            way: TASKS * round(1 + seconds / way_of(target, TASKS).wall / TASKS)
-            for way, way_of in ways.items()
+            way: unit * round(1 + seconds / ask(target, unit).wall / unit)
+            for way, ask in ways.items()
         }
         for way in in_turn(scene, ways, rounds, seed):
             spent = ways[way](target, counts[way])
@@ -436,6 +439,7 @@ def measure_memory(target: Target, count: int) -> Results:
     context = multiprocessing.get_context("fork")
     for name, hold in HOLDS.items():
         with context.Pool(1) as pool:
+            pool.apply(hold, (target, 20))  # what the first ones cost is not theirs
             found.add("a connection", name, pool.apply(hold, (target, count)))
     return found
 

@@ -182,12 +182,22 @@ def load(command: Sequence[str], server: int, *, watch_memory: bool = False) -> 
         patience.cancel()
         said.seek(0)
         reason = "".join(said.read().strip().splitlines()[-1:])
+    wait_for_rest(server)
     if status or not text:
         raise LoadError(reason or f"{name}: exit {status}")
     requests, seconds, cpu = _figures(json.loads(text))
     if not requests:
         raise LoadError(f"{name}: no reply came while it measured")
     return Measured(requests / seconds, used / requests, cpu / requests, max(most, default=0))
+
+
+def wait_for_rest(server: int) -> None:
+    """Wait until a server has nothing to do: thousands of connections have just ended."""
+    deadline = time.monotonic() + START_WITHIN
+    before = -1.0
+    while (now := cpu_seconds(server)) > before and time.monotonic() < deadline:
+        before = now
+        time.sleep(0.05)
 
 
 def _figures(document: dict[str, Any]) -> tuple[float, float, float]:
@@ -221,10 +231,13 @@ def watching_memory(pid: int | None) -> Iterator[list[int]]:
 
 
 def loadgen(port: int, connections: int, seconds: float, in_flight: int, size: int) -> list[str]:
-    """The command of the project's own load generator."""
+    """The command of the project's own load generator.
+
+    It warms up for a second: the others, too, measure once all connections were answered.
+    """
     command = [sys.executable, "-m", "loadgen", "--quiet", "--target", f"127.0.0.1:{port}"]
     command += ["--conns", str(connections), "--duration", f"{seconds}s", "--json", "-"]
-    return [*command, "--pipeline", str(in_flight), "--payload-size", str(size)]
+    return [*command, "--warmup", "1s", "--pipeline", str(in_flight), "--payload-size", str(size)]
 
 
 def nbnet_serve(*options: str) -> list[str]:

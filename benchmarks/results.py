@@ -81,8 +81,8 @@ class Results:
     remarks: list[str] = field(default_factory=list)
 
     def add(self, load: str, contender: str, value: float) -> None:
-        """One more round of it."""
-        self.values.setdefault(load, {}).setdefault(contender, []).append(value)
+        """One more round of it. A difference that is lost in the noise counts as none."""
+        self.values.setdefault(load, {}).setdefault(contender, []).append(max(value, 0.0))
 
     def leave_out(self, load: str, contender: str, why: str) -> None:
         """There is no value, and why."""
@@ -98,6 +98,13 @@ class Results:
         """Of all rounds; None without any."""
         values = self.values[load].get(contender)
         return statistics.median(values) if values else None
+
+    def text(self, load: str, contender: str) -> str:
+        """Its median for people, or why there is none."""
+        median = self.median(load, contender)
+        if median is None:
+            return self.notes.get(load, {}).get(contender, "-")
+        return self.unit.text(median)
 
     def ratio(self, load: str, contender: str) -> Interval | None:
         """The contender by the base; None unless both were measured in each round."""
@@ -164,16 +171,13 @@ def markdown(results: Results) -> str:
     others = results.contenders[1:]
     rows = [["", results.base, *others]]
     for load in results.values:
-        median = results.median(load, results.base)
-        row = [load, "-" if median is None else results.unit.text(median)]
+        row = [load, results.text(load, results.base)]
         for contender in others:
-            found, median = results.ratio(load, contender), results.median(load, contender)
-            if found is None or median is None:
-                row.append(results.notes.get(load, {}).get(contender, "-"))
-                continue
-            mark = "**" if results.verdict(found) is Verdict.AHEAD else ""
-            value = results.unit.text(median)
-            row.append(f"{value}<br>{mark}{ratio_text(found)}{mark}")
+            text, found = results.text(load, contender), results.ratio(load, contender)
+            if found is not None:
+                mark = "**" if results.verdict(found) is Verdict.AHEAD else ""
+                text += f"<br>{mark}{ratio_text(found)}{mark}"
+            row.append(text)
         rows.append(row)
     lines = table(rows)
     reached = min((found.confidence for *_, found in results.cells()), default=1.0)
@@ -234,13 +238,12 @@ def show(results: Results) -> None:
     print(f"\n{results.title}")
     for load in results.values:
         for contender in results.contenders:
-            found, median = results.ratio(load, contender), results.median(load, contender)
-            if found is not None and median is not None:
+            told = f"{results.text(load, contender):>12}"
+            found = results.ratio(load, contender)
+            if found is not None and contender != results.base:
                 verdict = results.verdict(found)
-                told = "" if verdict is not Verdict.AHEAD else f"   {verdict.value}"
-                told = f"{results.unit.text(median):>12}   ratio {ratio_text(found)}{told}"
-            else:
-                told = results.notes.get(load, {}).get(contender, "-")
+                told += f"   ratio {ratio_text(found)}"
+                told += f"   {verdict.value}" if verdict is Verdict.AHEAD else ""
             print(f"{load:<34} {contender:<18} {told}")
     for remark in results.remarks:
         print(remark)

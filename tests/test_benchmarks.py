@@ -181,7 +181,7 @@ if COMPILER:
     ) -> None:
         done = load(binaries, address, "2", "0.1", "64", "99999")
         assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout.splitlines()[-1])["requests"] >= 0
+        assert json.loads(done.stdout.splitlines()[-1])["requests"] >= 64
 
     def test_the_loader_in_c_finds_replies_in_the_wrong_order(binaries: dict[str, Path]) -> None:
         with framed(LastFirst()) as target:
@@ -237,6 +237,11 @@ def test_who_is_ahead_is_said_where_the_whole_interval_is() -> None:
     assert "Not told apart from us: same (a load:" in told
 
 
+def test_a_difference_that_is_lost_in_the_noise_counts_as_none() -> None:
+    found = results(Unit.MEMORY, us=[-3.0], them=[2048.0], others=[-1.0])
+    assert "| a load | 0 KiB | 2 KiB<br>inf | 0 KiB<br>1.00 |" in markdown(found)
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [
@@ -265,6 +270,8 @@ def test_why_a_contender_has_no_figures_stands_in_its_cell() -> None:
     found.add("another load", "us", 1.0)
     found.add("another load", "them", 1.0)
     assert "| a load | 1/s | a wrong reply |" in markdown(found)
+    found.leave_out("another load", "us", "a lost connection")
+    assert "| another load | a lost connection | 1/s |" in markdown(found)
 
 
 def test_the_order_within_a_round_is_drawn_by_lot_and_the_same_for_a_seed() -> None:

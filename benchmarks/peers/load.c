@@ -6,7 +6,8 @@
  * A connection sends IN_FLIGHT frames at once, reads as many replies, compares all their
  * bytes with what has to come back, and begins again. Payloads hold random bytes, SHORTEST
  * to LONGEST of them (3). Once each connection has been answered it prints "started" and
- * measures; it prints one line of JSON, and ends when all that is in flight has come.
+ * measures, until a reply has come at least; then it prints one line of JSON, and ends when
+ * all that is in flight has come.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -184,7 +185,7 @@ int main(int argc, char **argv) {
             start = now;
             cpu = seconds(CLOCK_PROCESS_CPUTIME_ID);
             done = 0;
-        } else if (measuring && !ending && now >= start + duration) {
+        } else if (done && measuring && !ending && now >= start + duration) {
             ending = 1;
             end = now;
             cpu = seconds(CLOCK_PROCESS_CPUTIME_ID) - cpu;
