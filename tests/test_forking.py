@@ -8,6 +8,7 @@ import pty
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,14 @@ def test_signals_reach_it(number: signal.Signals) -> None:
     with Forked[bytes](python("import signal; signal.pause()")) as process:
         process.send_signal(number)
         assert process.wait(TIMEOUT) == -number
+
+
+def test_threads_may_wait_for_it_and_another_one_end_it() -> None:
+    forever = python("import signal; signal.pause()")
+    with Forked[bytes](forever) as process, ThreadPoolExecutor() as pool:
+        ends = [pool.submit(process.wait, TIMEOUT) for _ in range(3)]
+        process.kill()
+        assert [end.result() for end in ends] == [-signal.SIGKILL] * 3
 
 
 def test_several_at_a_time_end_in_any_order_and_leave_no_descriptor() -> None:

@@ -120,22 +120,30 @@ class Forked(subprocess.Popen[AnyStr]):
 
     def _look(self, timeout: float | None) -> bool:
         """Wait for so long, if need be; whether it has ended."""
-        poller = select.poll()
         with self._looking:
             if self.returncode is not None:
                 return True
-            poller.register(self._answers, select.POLLIN)
+            # Another thread may be told first, and close its own.
+            answers = self._answers.dup()
+        with answers:
+            poller = select.poll()
+            poller.register(answers, select.POLLIN)
             if not poller.poll(None if timeout is None else 1000 * timeout):
                 return False
-            answer = self._answers.recv(forkserver.ANSWER.size)
-            self._answers.close()
-            os.close(self._descriptor)
-            if not answer:
-                self.returncode = -signal.SIGKILL
-                raise RuntimeError("the fork server ended, and its children with it")
-            [status] = forkserver.ANSWER.unpack(answer)
-            self.returncode = os.waitstatus_to_exitcode(status)
+        with self._looking:
+            if self.returncode is None:
+                self._note_end()
         return True
+
+    def _note_end(self) -> None:
+        answer = self._answers.recv(forkserver.ANSWER.size)
+        self._answers.close()
+        os.close(self._descriptor)
+        if not answer:
+            self.returncode = -signal.SIGKILL
+            raise RuntimeError("the fork server ended, and its children with it")
+        [status] = forkserver.ANSWER.unpack(answer)
+        self.returncode = os.waitstatus_to_exitcode(status)
 
 
 def run(
@@ -165,6 +173,7 @@ def _forkserver() -> socket.socket:
         )
 
     def end() -> None:
+        here.shutdown(socket.SHUT_RDWR)  # also where a copy was left
         here.close()
         process.wait()
 
