@@ -28,6 +28,8 @@ from typing import Any, AnyStr
 
 from support import forkserver
 
+_ENVIRONMENT = dict(os.environ)
+"""That of the process that forks."""
 _READ_AT_THE_START = ("PYTHON", "LC_", "LANG", "LD_")
 
 
@@ -55,10 +57,8 @@ class Forked(subprocess.Popen[AnyStr]):
         environment = dict(os.environ if env is None else env)
         if words[0] != sys.executable or words[1] not in ("-m", "-c"):
             raise ValueError(f"{words[:2]}: expected {sys.executable} and -m or -c")
-        for name in environment.keys() | os.environ.keys():
-            if name.startswith(_READ_AT_THE_START) and environment.get(name) != os.environ.get(
-                name
-            ):
+        for name, _ in environment.items() ^ _ENVIRONMENT.items():
+            if name.startswith(_READ_AT_THE_START):
                 raise ValueError(f"{name} is read when an interpreter starts: use subprocess")
         self._request = {
             "words": words[1:],
@@ -169,6 +169,7 @@ def _forkserver() -> socket.socket:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             pass_fds=[there.fileno()],
+            env=_ENVIRONMENT,
             start_new_session=True,  # Ctrl-C is for the tests
         )
 
