@@ -8,6 +8,7 @@ import pty
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,14 @@ def test_signals_reach_it(number: signal.Signals) -> None:
         assert process.wait(TIMEOUT) == -number
 
 
+def test_threads_may_wait_for_it_and_another_one_end_it() -> None:
+    forever = python("import signal; signal.pause()")
+    with Forked[bytes](forever) as process, ThreadPoolExecutor() as pool:
+        ends = [pool.submit(process.wait, TIMEOUT) for _ in range(3)]
+        process.kill()
+        assert [end.result() for end in ends] == [-signal.SIGKILL] * 3
+
+
 def test_several_at_a_time_end_in_any_order_and_leave_no_descriptor() -> None:
     run(python("pass"), timeout=TIMEOUT)
     before = sorted(Path("/proc/self/fd").iterdir())
@@ -178,13 +187,15 @@ def test_it_ends_with_the_tests_however_they_do() -> None:
 
 
 @pytest.mark.parametrize("name", ["PYTHONUNBUFFERED", "LC_ALL"])
-def test_what_an_interpreter_reads_at_its_start_is_refused(name: str) -> None:
-    for value in ({name: "C"}, {}):
-        environment = {**os.environ, **value}
-        if not value and environment.pop(name, None) is None:
-            continue
-        with pytest.raises(ValueError, match=f"{name} is read when an interpreter starts"):
-            Forked[bytes](command("--version"), env=environment)
+def test_what_an_interpreter_reads_at_its_start_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    refusal = pytest.raises(ValueError, match=f"{name} is read when an interpreter starts")
+    with refusal:
+        Forked[bytes](command("--version"), env={**os.environ, name: "other"})
+    monkeypatch.setenv(name, "other")
+    with refusal:
+        Forked[bytes](command("--version"))
 
 
 def test_what_is_no_interpreter_is_refused() -> None:

@@ -83,7 +83,7 @@ def network(request: pytest.FixtureRequest) -> Iterator[tuple[Machine, Wire]]:
             server.end()
 
 
-LATE = 0.5
+LATE = 5.0
 """Seconds by which a busy machine may be late."""
 
 
@@ -178,9 +178,10 @@ def test_a_server_that_never_answers_is_given_up_in_time(
         assert said == ["ConnectTimeout", "connecting", False]
         assert (seen.count("connect"), seen.count("retry")) == (3, 2)  # as many as by default
         assert took >= 0.3
-        said, took, _ = client.request("several", "abc")
+        said, took, seen = client.request("several", "abc")
         assert said == "cba"
         assert took >= 0.75  # an equal share of the time for each server
-        said, took, _ = client.request("several", "abc")
+        assert seen.count("connect") == 2
+        said, _, seen = client.request("several", "abc")
         assert said == "cba"
-        assert took < 0.75  # it is left out for a while
+        assert seen.count("connect") < 2  # it is left out for a while

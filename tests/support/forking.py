@@ -28,6 +28,8 @@ from typing import Any, AnyStr
 
 from support import forkserver
 
+_ENVIRONMENT = dict(os.environ)
+"""That of the process that forks."""
 _READ_AT_THE_START = ("PYTHON", "LC_", "LANG", "LD_")
 
 
@@ -55,10 +57,8 @@ class Forked(subprocess.Popen[AnyStr]):
         environment = dict(os.environ if env is None else env)
         if words[0] != sys.executable or words[1] not in ("-m", "-c"):
             raise ValueError(f"{words[:2]}: expected {sys.executable} and -m or -c")
-        for name in environment.keys() | os.environ.keys():
-            if name.startswith(_READ_AT_THE_START) and environment.get(name) != os.environ.get(
-                name
-            ):
+        for name, _ in environment.items() ^ _ENVIRONMENT.items():
+            if name.startswith(_READ_AT_THE_START):
                 raise ValueError(f"{name} is read when an interpreter starts: use subprocess")
         self._request = {
             "words": words[1:],
@@ -120,22 +120,30 @@ class Forked(subprocess.Popen[AnyStr]):
 
     def _look(self, timeout: float | None) -> bool:
         """Wait for so long, if need be; whether it has ended."""
-        poller = select.poll()
         with self._looking:
             if self.returncode is not None:
                 return True
-            poller.register(self._answers, select.POLLIN)
+            # Another thread may be told first, and close its own.
+            answers = self._answers.dup()
+        with answers:
+            poller = select.poll()
+            poller.register(answers, select.POLLIN)
             if not poller.poll(None if timeout is None else 1000 * timeout):
                 return False
-            answer = self._answers.recv(forkserver.ANSWER.size)
-            self._answers.close()
-            os.close(self._descriptor)
-            if not answer:
-                self.returncode = -signal.SIGKILL
-                raise RuntimeError("the fork server ended, and its children with it")
-            [status] = forkserver.ANSWER.unpack(answer)
-            self.returncode = os.waitstatus_to_exitcode(status)
+        with self._looking:
+            if self.returncode is None:
+                self._note_end()
         return True
+
+    def _note_end(self) -> None:
+        answer = self._answers.recv(forkserver.ANSWER.size)
+        self._answers.close()
+        os.close(self._descriptor)
+        if not answer:
+            self.returncode = -signal.SIGKILL
+            raise RuntimeError("the fork server ended, and its children with it")
+        [status] = forkserver.ANSWER.unpack(answer)
+        self.returncode = os.waitstatus_to_exitcode(status)
 
 
 def run(
@@ -161,10 +169,12 @@ def _forkserver() -> socket.socket:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             pass_fds=[there.fileno()],
+            env=_ENVIRONMENT,
             start_new_session=True,  # Ctrl-C is for the tests
         )
 
     def end() -> None:
+        here.shutdown(socket.SHUT_RDWR)  # also where a copy was left
         here.close()
         process.wait()
 
