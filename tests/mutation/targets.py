@@ -24,6 +24,7 @@ class Target:
 _CONNECTION: Final = (
     "tests/nbnet/test_states.py",
     "tests/nbnet/test_connection.py",
+    "tests/nbnet/test_threads.py",
 )
 
 TARGETS: Final = {
