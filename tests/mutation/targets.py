@@ -29,7 +29,7 @@ _CONNECTION: Final = (
 
 TARGETS: Final = {
     "framing": Target("nbnet/framing.py", ("tests/nbnet/test_framing.py",)),
-    "states": Target("nbnet/states.py", _CONNECTION, tables=True),
+    "states": Target("nbnet/states.py", (*_CONNECTION, "tests/nbnet/test_loop.py"), tables=True),
     "connection": Target("nbnet/connection.py", _CONNECTION),
     "exchange": Target("nbclient/exchange.py", ("tests/nbclient/test_exchange.py",)),
     "pipeline": Target(

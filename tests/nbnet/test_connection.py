@@ -265,8 +265,13 @@ AT = 10.0
 """When it came."""
 
 
-def timed(**how: bool) -> Connection:
-    return Connection(reverse, TIMES, Counters(), "peer", AT, **how)
+def timed(*, proxied: bool = False, secure: bool = False) -> Connection:
+    return Connection(reverse, TIMES, Counters(), "peer", AT, proxied=proxied, secure=secure)
+
+
+def state_of(served: Connection) -> State:
+    """As a call: a call changes it, which type checkers do not see."""
+    return served.state
 
 
 def test_a_newcomer_has_to_say_something_soon() -> None:
@@ -326,10 +331,10 @@ def test_replies_have_to_make_progress() -> None:
 def test_a_peer_is_not_blamed_for_the_time_that_the_server_takes() -> None:
     served = timed()
     served.receive(b"00001a00001b000", 20.0)
-    assert served.state is State.BUSY
+    assert state_of(served) is State.BUSY
     assert served.deadline() == (math.inf, "turn")
     served.resume(29.0)
-    assert served.state is State.READING
+    assert state_of(served) is State.READING
     assert served.deadline() == (32.0, "frame")
 
 
@@ -339,9 +344,9 @@ def test_what_was_begun_has_its_time_again_when_reading_goes_on() -> None:
         for left in (8, 0):  # at the low-water mark, and when all is sent
             served = connection(limits=limits)
             served.block(served.receive(b"00010" + b"x" * 10 + rest, 20.0), 20.0)
-            assert served.state is State.PAUSED
+            assert state_of(served) is State.PAUSED
             served.take(15 - left, 30.0)
-            assert served.state is (State.WRITING if left else State.READING)
+            assert state_of(served) is (State.WRITING if left else State.READING)
             served.take(left, 30.0)
             assert served.deadline() == (30.0 + after, kind)
 
@@ -351,11 +356,11 @@ def test_lingering_cannot_be_switched_off_and_is_short_when_the_server_stops() -
         served = connection(limits=Limits(linger=linger))
         served.receive(b"X", 20.0)
         served.take(0, 20.0)
-        assert served.state is State.LINGERING
+        assert state_of(served) is State.LINGERING
         served.linger(30.0)
         if stops:
             served.stop(30.0)
-        assert served.state is State.LINGERING
+        assert state_of(served) is State.LINGERING
         assert served.deadline() == (30.0 + seconds, "linger")
 
 
@@ -395,14 +400,14 @@ def test_a_stop_ends_at_once_what_is_idle_and_waits_for_what_was_begun(
     if said:
         served.receive(said, AT)
     served.stop(AT + after)
-    assert served.state is state
+    assert state_of(served) is state
 
 
 @pytest.mark.parametrize("how", ["proxied", "secure"])
 def test_a_stop_ends_those_who_are_not_in_yet(how: str) -> None:
     served = timed(**{how: True})
     served.stop(AT)
-    assert served.state is State.CLOSED
+    assert state_of(served) is State.CLOSED
 
 
 def test_what_was_begun_is_answered_then_it_ends() -> None:
@@ -410,21 +415,21 @@ def test_what_was_begun_is_answered_then_it_ends() -> None:
     served.receive(b"000", AT)
     served.stop(AT)
     assert served.receive(b"01a", AT) == b"00001a"
-    assert served.state is State.FLUSHING
+    assert state_of(served) is State.FLUSHING
     busy = timed()
     busy.receive(b"00001a00001b", AT)
     busy.stop(AT)
     assert busy.resume(AT) == b"00001b"
-    assert busy.state is State.FLUSHING
+    assert state_of(busy) is State.FLUSHING
 
 
 def test_a_stop_sends_what_waits_first() -> None:
     served = timed()
     served.block(served.receive(b"00001a", AT), AT)
     served.stop(AT + 100.0)
-    assert served.state is State.FLUSHING
+    assert state_of(served) is State.FLUSHING
     served.take(6, AT)
-    assert served.state is State.LINGERING
+    assert state_of(served) is State.LINGERING
 
 
 # Coming in, and being let go of ------------------------------------------------------
@@ -446,9 +451,9 @@ def test_a_proxy_says_who_it_is_and_requests_follow() -> None:
     assert served.introduction_needs > 0
     header = b"PROXY TCP4 192.0.2.1 192.0.2.2 4000 6789\r\n"
     assert introduced(served, header).peer == ("192.0.2.1", 4000)
-    assert served.state is State.INTRODUCING
+    assert state_of(served) is State.INTRODUCING
     served.introduced(20.0, secure=False)
-    assert served.state is State.READING
+    assert state_of(served) is State.READING
     assert served.receive(b"00003abc", 20.0) == b"00003cba"
 
 
@@ -464,9 +469,9 @@ def test_what_is_no_header_of_a_proxy_is_counted_told_and_ended(
 ) -> None:
     served = timed(proxied=True)
     assert served.introduce(said) is None
-    if served.state is State.INTRODUCING:
+    if state_of(served) is State.INTRODUCING:
         served.receive_eof()
-    assert served.state is State.CLOSED
+    assert state_of(served) is State.CLOSED
     assert served._counters.proxy_errors == 1
     [record] = caplog.records
     assert record.getMessage().startswith(f"peer: closing, {why}")
@@ -476,7 +481,7 @@ def test_what_is_no_header_of_a_proxy_is_counted_told_and_ended(
 def test_who_only_looked_whether_the_server_is_there_is_no_error() -> None:
     served = timed(proxied=True)
     served.receive_eof()
-    assert (served.state, served._counters.proxy_errors) == (State.CLOSED, 0)
+    assert (state_of(served), served._counters.proxy_errors) == (State.CLOSED, 0)
 
 
 def test_part_of_a_proxys_header_moves_along() -> None:
@@ -484,7 +489,7 @@ def test_part_of_a_proxys_header_moves_along() -> None:
     assert old.introduce(b"PROXY TCP4") is None
     assert old.pack() == (b"PROXY TCP4", b"")
     new.unpack(*old.pack(), AT)
-    assert new.state is State.INTRODUCING
+    assert state_of(new) is State.INTRODUCING
     header = introduced(new, b" 192.0.2.1 192.0.2.2 4000 6789\r\n")
     assert header.peer == ("192.0.2.1", 4000)
 
@@ -495,7 +500,7 @@ def test_without_tls_agreed_on_it_is_told_why_and_lingers(
     served = timed(secure=True)
     with caplog.at_level(logging.DEBUG, logger="nbnet"):
         served.disagree("no shared cipher")
-    assert served.state is State.LINGERING
+    assert state_of(served) is State.LINGERING
     assert caplog.messages == ["peer: closing, TLS: no shared cipher"]
 
 
@@ -506,8 +511,8 @@ def test_what_is_lost_owes_nothing_more(caplog: pytest.LogCaptureFixture) -> Non
     with caplog.at_level(logging.DEBUG, logger="nbnet"):
         served.lose("reset by the peer")
     assert caplog.messages == ["peer: reset by the peer"]
-    assert served.state is State.CLOSED
-    assert (served.unsent, served.waiting, served._counters.unsent) == (b"", (), 0)
+    assert state_of(served) is State.CLOSED
+    assert (bytes(served.unsent), list(served.waiting), served._counters.unsent) == (b"", [], 0)
 
 
 def test_what_waits_and_what_was_not_sent_moves_along() -> None:
@@ -516,8 +521,8 @@ def test_what_waits_and_what_was_not_sent_moves_along() -> None:
     assert old.pack() == (b"00001b00001c000", b"00001a")
     new.unpack(*old.pack(), 20.0)
     old.move_out()
-    assert (old.state, old._counters.unsent) == (State.CLOSED, 0)
-    assert (new.state, new.unsent, new._counters.unsent) == (State.BUSY, b"00001a", 6)
+    assert (state_of(old), old._counters.unsent) == (State.CLOSED, 0)
+    assert (state_of(new), bytes(new.unsent), new._counters.unsent) == (State.BUSY, b"00001a", 6)
     assert list(new.waiting) == [b"b", b"c"]
     assert new.deadline() == (25.0, "write")
     new.take(6, 21.0)
@@ -531,18 +536,18 @@ def test_what_waits_and_what_was_not_sent_moves_along() -> None:
 def test_above_the_high_water_mark_it_pauses_and_at_the_low_one_it_goes_on() -> None:
     served = connection(limits=Limits(high_water=12, low_water=6))
     served.block(b"00001a00001b", 1.0)
-    assert served.state is State.WRITING, "at the mark is not above it"
+    assert state_of(served) is State.WRITING, "at the mark is not above it"
     served.block(b"c", 1.0)
-    assert served.state is State.PAUSED
+    assert state_of(served) is State.PAUSED
     counters = served._counters
     assert (counters.paused, counters.paused_now, counters.unsent) == (1, 1, 13)
     served.take(6, 1.0)
-    assert served.state is State.PAUSED
+    assert state_of(served) is State.PAUSED
     served.take(1, 1.0)
-    assert served.state is State.WRITING
+    assert state_of(served) is State.WRITING
     assert (counters.paused, counters.paused_now, counters.unsent) == (1, 0, 6)
     served.take(6, 1.0)
-    assert (served.state, counters.unsent) == (State.READING, 0)
+    assert (state_of(served), counters.unsent) == (State.READING, 0)
 
 
 def test_what_is_flushed_before_a_peer_has_ended_is_not_lingered_for() -> None:
@@ -551,11 +556,11 @@ def test_what_is_flushed_before_a_peer_has_ended_is_not_lingered_for() -> None:
         served.block(served.receive(b"00001a" if ended else b"00001aX", 1.0), 1.0)
         if ended:
             served.receive_eof()
-        assert served.state is State.FLUSHING
+        assert state_of(served) is State.FLUSHING
         served.take(6, 1.0)
-        assert served.state is state
+        assert state_of(served) is state
     served.receive_eof()
-    assert served.state is State.CLOSED
+    assert state_of(served) is State.CLOSED
 
 
 @pytest.mark.parametrize("count", [127, 128, 129, 1023, 1024, 1025])
@@ -566,10 +571,10 @@ def test_as_many_are_answered_at_once_as_a_turn_allows(count: int) -> None:
     assert replies == (b"00001a" * (count - 1) + b"00002cb")[: 6 * turn + (turn == count)]
     assert served.requests == turn
     assert len(served.waiting) == count - turn
-    assert served.state is (State.BUSY if count > turn else State.READING)
+    assert state_of(served) is (State.BUSY if count > turn else State.READING)
     if served.waiting:
         assert served.resume(1.0) == b"00002cb"
-    assert (served.requests, served.state) == (count, State.READING)
+    assert (served.requests, state_of(served)) == (count, State.READING)
 
 
 def test_much_output_ends_a_turn() -> None:
@@ -577,7 +582,7 @@ def test_much_output_ends_a_turn() -> None:
     replies = served.receive(b"00001a00001b" * 200, 1.0)
     assert len(replies) == 2 * 12_800, "at the mark is not above it"
     assert len(served.waiting) == 400 - 256
-    assert served.state is State.BUSY
+    assert state_of(served) is State.BUSY
 
 
 def test_of_many_requests_those_before_a_failure_are_answered_and_counted() -> None:
@@ -585,7 +590,7 @@ def test_of_many_requests_those_before_a_failure_are_answered_and_counted() -> N
     before = b"00001a00001b" * 100
     assert served.receive(before + b"00003bad" + before, 1.0) == before
     assert (served.requests, served._counters.handler_errors) == (200, 1)
-    assert served.state is State.FLUSHING
+    assert state_of(served) is State.FLUSHING
     assert served.waiting == ()
 
 
