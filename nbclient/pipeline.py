@@ -105,7 +105,7 @@ class Pipeline(Ledger):
         count = len(payloads)
         self._patience = seconds
         in_time = int(count * AT_ONCE / seconds) if seconds > AT_ONCE else self._window
-        self._step = max(1, min(2 * self._step, in_time, self._window))
+        self._step = max(1, min(2 * self._step, in_time))
         self._size = len(data) / count
         if count == 1 or self.in_flight + len(data) <= WINDOW:
             self._chunks.append((count, data))

@@ -416,8 +416,7 @@ class Channels:
         # One by one off the list: should a signal interrupt this, it can go on.
         while self._ended:
             channel = self._ended.pop()
-            if self._channels.pop(channel.fd, None) is None:
-                continue
+            del self._channels[channel.fd]
             self._ready.pop(channel, None)
             self._deadlines.forget(channel)
             if channel.watched:

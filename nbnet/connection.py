@@ -302,7 +302,7 @@ class Connection:
             self._check_high()
 
     def receive_eof(self) -> None:
-        """The peer will send no more."""
+        """The peer will send no more; only in a state that reads, so that none waits."""
         self._eof = True
         if self.state is State.INTRODUCING:
             assert self._introduction is not None
@@ -318,8 +318,7 @@ class Connection:
             self._decoder.finish()
         except FrameError as error:
             self._report(error)
-        if not self.waiting:
-            self._move(Event.EOF)
+        self._move(Event.EOF)
 
     def stop(self, now: float) -> None:
         """The server is stopping: answer what was begun, and end.
@@ -458,7 +457,7 @@ class Connection:
 
     def _caught_up(self, now: float) -> None:
         """Every request read is answered: now act on what came behind them."""
-        if self._decoder.error is not None and not self._eof:
+        if self._decoder.error is not None:
             self._counters.protocol_errors += 1
             self._report(self._decoder.error)
             self._move(Event.FAULT)
@@ -466,9 +465,7 @@ class Connection:
         if self.state in (State.BUSY, State.WORKING, State.DELIVERING):
             self._move(Event.CAUGHT_UP)
             self._read_again(now)
-        if self._eof:
-            self._move(Event.EOF)
-        elif self._stopping and not self._decoder.unfinished:
+        if self._stopping and not self._decoder.unfinished:
             self._move(Event.STOP)
 
     def _fail(self, replies: list[bytes], error: BaseException) -> bytes:

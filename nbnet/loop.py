@@ -342,9 +342,8 @@ class Loop(Channels):
                 counters.observe_handler(job.nanoseconds)
                 owners[cast(Channel, owner)] = None
         for channel in owners:
-            if channel.state in (State.WORKING, State.DELIVERING):
-                channel.block(channel.collect(self._now), self._now)
-                self._flush(channel)
+            channel.block(channel.collect(self._now), self._now)
+            self._flush(channel)
 
     def _resume_ready(self) -> None:
         """Give those in the ready queue one turn each, as far as the budget goes."""
@@ -375,9 +374,8 @@ class Loop(Channels):
         are told of and not served would take the time of those that are.
         """
         self._ready[channel] = None
-        if channel.watched:
-            self._poller.unregister(channel.fd)
-            channel.watched = 0
+        self._poller.unregister(channel.fd)
+        channel.watched = 0
 
     def _accept(self) -> None:
         for plain, peer, proxied in self._acceptor.accept():

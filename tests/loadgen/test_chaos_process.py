@@ -17,6 +17,7 @@ from loadgen.traffic import messages
 from nbnet.machine import SocketAddress
 from nbnet.notation import Target
 
+from .command import PATIENCE
 from .processes import children_of, is_gone
 
 
@@ -41,6 +42,7 @@ def test_the_process_says_what_became_of_the_abusers_and_is_gone(address: Target
         child = children_of(os.getpid())["loadgen.chaos_process"]
         abusers.begin()
         [outcome] = abusers.outcomes()
+        assert abusers._child.wait(PATIENCE) == 0, "it ends by itself"
     assert (outcome.name, outcome.begun, outcome.right) == ("idle", 2, 2)
     assert is_gone(child)
 
@@ -49,6 +51,7 @@ def test_a_process_that_was_not_let_loose_has_done_nothing() -> None:
     with abuser_process(NOWHERE) as abusers:
         abusers.stop()
         [outcome] = abusers.outcomes()
+        assert abusers._child.wait(PATIENCE) == 0
     assert outcome.begun == 0
 
 

@@ -147,11 +147,11 @@ class _Haunted(_Impatient):
         super().__init__(poller)
         self._stopping = stopping
         self._told = {1 << 20}
-        self._register = poller.register
-        self.register = self.remember
+        self._poller = poller
+        self.register = self.remember  # type: ignore[assignment]
 
     def remember(self, fd: int, mask: int) -> None:
-        self._register(fd, mask)
+        self._poller.register(fd, mask)
         self._told.add(fd)
 
     def poll(self, timeout: float, maxevents: int, /) -> list[tuple[int, int]]:

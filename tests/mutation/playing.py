@@ -142,7 +142,8 @@ def _survivor(name: str, mutant: str, place: Path) -> Survivor:
     shown = subprocess.run(
         [*MUTMUT, "show", mutant], cwd=place, stdout=subprocess.PIPE, text=True, check=True
     ).stdout.splitlines()
-    function = mutant.rpartition(".")[2].partition("__mutmut_")[0].lstrip("x_").replace("ǁ", ".")
+    function = mutant.rpartition(".")[2].partition("__mutmut_")[0]
+    function = function.removeprefix("x").removeprefix("_").replace("ǁ", ".")
     changes = [line for line in shown if line[:1] in "+-" and line[:3] not in ("+++", "---")]
     old, new = (" ".join(line[1:].strip() for line in changes if line[0] == sign) for sign in "-+")
     return Survivor(name, function.strip("."), old, new)

@@ -24,11 +24,12 @@ class Target:
 _CONNECTION: Final = (
     "tests/nbnet/test_states.py",
     "tests/nbnet/test_connection.py",
+    "tests/nbnet/test_threads.py",
 )
 
 TARGETS: Final = {
     "framing": Target("nbnet/framing.py", ("tests/nbnet/test_framing.py",)),
-    "states": Target("nbnet/states.py", _CONNECTION, tables=True),
+    "states": Target("nbnet/states.py", (*_CONNECTION, "tests/nbnet/test_loop.py"), tables=True),
     "connection": Target("nbnet/connection.py", _CONNECTION),
     "exchange": Target("nbclient/exchange.py", ("tests/nbclient/test_exchange.py",)),
     "pipeline": Target(

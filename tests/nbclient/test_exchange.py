@@ -699,3 +699,53 @@ class AgainstAServer(RuleBasedStateMachine):
 @lives
 def test_whatever_a_server_does(count: int) -> None:
     live(AgainstAServer, count)
+
+
+def test_the_most_patient_is_the_one_who_waits_for_longest() -> None:
+    exchange = Exchange(PEER, window=12)  # two of them
+    requests = [request(b"%d" % number, deadline) for number, deadline in enumerate([3, 5, 9, 4])]
+    assert exchange.most_patient() is None
+    for each in requests:
+        exchange.add(each)
+    exchange.take()
+    assert exchange.most_patient() is None, "nobody waits"
+    requests[3].waiter = "unsent"
+    assert exchange.most_patient() is requests[3]
+    requests[1].waiter = "sent"
+    assert exchange.most_patient() is requests[1]
+    requests[0].waiter = "sent and less patient"
+    assert exchange.most_patient() is requests[1]
+    requests[2].waiter = "unsent and more patient"
+    assert exchange.most_patient() is requests[2]
+
+
+def test_a_reply_is_awaited_as_long_as_somebody_waits_for_one_that_was_sent() -> None:
+    exchange, (first, second) = shared(b"a", b"b")
+    awaited = []
+    for step in (
+        lambda: exchange.abandon(first),
+        lambda: exchange.abandon(second),
+        lambda: exchange.add(request(b"c")),
+        exchange.take,
+    ):
+        step()
+        awaited.append(exchange.awaited)
+    assert awaited == [True, False, False, True]
+
+
+def test_the_window_may_be_filled_to_the_last_byte() -> None:
+    exchange = Exchange(PEER, window=12)
+    exchange.add(request(b"a"))
+    exchange.take()
+    exchange.add(request(b"b"))
+    assert exchange.sendable
+    assert exchange.take() == b"00001b"
+
+
+def test_an_error_names_the_server_and_a_request_has_its_limit() -> None:
+    exchange, [only] = shared(b"a")
+    exchange.poison(ClosedError("closed"))
+    assert exchange.fail() == [only]
+    assert only.error is not None
+    assert only.error.peer == PEER
+    assert Request(b"00001a", 7.0, 2.5).limit == 2.5

@@ -42,6 +42,30 @@ def test_payloads_that_come_slowly_are_wanted_one_by_one() -> None:
         assert pipeline.patience == seconds
 
 
+def test_at_once_is_within_a_millisecond() -> None:
+    for seconds, wanted in ((AT_ONCE, 2), (1.01 * AT_ONCE, 1)):
+        pipeline = Pipeline(PEER, window=100)
+        pipeline.add([b"a"], seconds)
+        pipeline.take()
+        assert pipeline.wanted == wanted
+
+
+def test_those_that_fit_go_and_count_together_and_others_one_by_one() -> None:
+    half = bytes(WINDOW // 2 - 5)
+    for payloads, left in (([b"a", b"b"], 12), ([half, half], WINDOW), ([half, half + b"x"], 0)):
+        pipeline = Pipeline(PEER, window=100)
+        pipeline.add(payloads, 0.0)
+        pipeline.take()
+        answered(pipeline, 1)
+        assert pipeline.in_flight == left
+
+
+def test_an_error_names_the_server() -> None:
+    pipeline = Pipeline(PEER, window=100)
+    pipeline.receive(b"")
+    assert pipeline.failure(maybe_executed=False).peer == PEER
+
+
 def test_no_more_are_wanted_than_the_window_has_requests() -> None:
     pipeline = Pipeline(PEER, window=3)
     pipeline.add([b"a"], 0.0)

@@ -20,6 +20,8 @@ from trio.testing import MockClock, memory_stream_pair
 
 from nbclient import AsyncClient, ClosedError, ConnectError, ConnectionLost, RequestTimeout
 from nbclient.exchange import Exchange, Request
+from nbclient.servers import Server
+from nbclient.trio_connection import Call, Connection
 from nbnet.framing import FrameDecoder, encode_frame
 from nbnet.notation import Address, Target
 
@@ -486,3 +488,68 @@ async def test_a_connection_that_is_made_after_the_client_was_closed_is_closed_t
         await trio.sleep(1.0)
         await client.aclose()
     assert await theirs.receive_some() == b""
+
+
+async def test_a_server_that_was_tried_is_not_counted_twice() -> None:
+    client = AsyncClient(["127.0.0.1:1", "127.0.0.1:2"])
+    server = client._servers.all[0]
+    connection: Any = SimpleNamespace(worked=False, stale=False, server=server)
+    attempts = client._settings.attempts(trio.current_time() + 5.0, idempotent=False)
+    tried = [server]
+    await client._go_on(connection, ConnectError("refused"), attempts, tried, 1)
+    assert tried == [server], "the other one has not been tried yet"
+    await client.aclose()
+
+
+async def test_a_handshake_that_is_cancelled_closes_its_stream(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = memory_stream_pair()
+    ours.socket = SimpleNamespace(  # type: ignore[attr-defined]
+        getsockname=lambda: "here", getpeername=lambda: "there"
+    )
+
+    async def open_tcp_stream(*_: object) -> trio.abc.Stream:
+        await trio.lowlevel.checkpoint()
+        return ours
+
+    monkeypatch.setattr(trio, "open_tcp_stream", open_tcp_stream)
+    async with AsyncClient("tls://127.0.0.1:1", retries=0) as client:
+        with trio.move_on_after(1.0) as scope:
+            await client.request(b"abc")
+        assert scope.cancelled_caught
+    with contextlib.suppress(trio.BrokenResourceError):
+        while await theirs.receive_some():
+            pass
+
+
+class Nobody:
+    """An owner that is not to be told anything."""
+
+
+async def lonely() -> Connection:
+    """A connection that is not open, of which nothing is asked."""
+
+    async def connect(_: Address) -> trio.abc.Stream:
+        raise AssertionError("nobody is to open it")
+
+    address = Address("127.0.0.1", 1)
+    settings = AsyncClient(str(address))._settings
+    return Connection(Server(address), settings, connect, Nobody())  # type: ignore[arg-type]
+
+
+async def test_who_leaves_before_it_has_taken_the_role_that_it_was_given_gives_it_back() -> None:
+    connection = await lonely()
+    call = Call(b"00001a", 1.0)
+    connection.heir = call
+    assert not connection.leave(call)
+    assert connection.heir is None
+
+
+async def test_after_a_fault_no_role_is_handed_on() -> None:
+    connection = await lonely()
+    first, other = Call(b"00001a", 1.0), Call(b"00001b", 1.0)
+    connection.enter(first)
+    connection.exchange.poison(ConnectionLost("gone"))
+    assert connection.leave(other), "it has to be closed"
+    assert connection.heir is None

@@ -108,3 +108,12 @@ def test_a_command_may_return(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit) as ended:
         run(lambda **_: None, "tool")  # type: ignore[arg-type]
     assert ended.value.code == 0
+
+
+def test_ctrl_c_outside_of_the_command_is_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(**_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as ended:
+        run(interrupted, "tool")  # type: ignore[arg-type]
+    assert (ended.value.code, capsys.readouterr().err) == (130, "")

@@ -89,6 +89,7 @@ def test_payloads_of_every_size(size: int, step: int) -> None:
         (b"00001a\r\n\r\n00002bcX", 17, "expected a digit of a length, got b'X'"),
         (b"\n", 0, r"expected a digit of a length, got b'\n'"),
         (b"00001a\rX", 7, "expected LF after CR, got b'X'"),
+        (b"00001a\rXYZ", 7, "expected LF after CR, got b'X'"),
         (b"x", 0, "expected a digit of a length, got b'x'"),
     ],
 )
@@ -119,6 +120,46 @@ def test_frames_before_a_fault_are_not_lost() -> None:
     decoder = FrameDecoder()
     assert decoder.feed(b"00001a00002bcoops") == [b"a", b"bc"]
     assert decoder.error is not None
+
+
+def test_the_offset_counts_every_byte_that_was_decoded() -> None:
+    """Of equal frames, of others, of line ends alone; an error counts from the beginning too."""
+    decoder = FrameDecoder()
+    for data, offset in (
+        (b"00001a00001a", 12),
+        (b"00001a00001a", 24),
+        (b"00001a00002bc", 37),
+        (b"00001a00002bc", 50),
+        (b"\r\n", 52),
+        (b"\r\n\r\n", 56),
+        (b"0000", 56),
+        (b"1a", 62),
+    ):
+        decoder.feed(data)
+        assert decoder.offset == offset
+    decoder.feed(b"00001ax")
+    assert str(decoder.error).endswith(" at byte 68")
+
+
+@pytest.mark.parametrize("limit", [1, 3, 4095, 4096, 5000])
+def test_payloads_as_long_as_the_limits_are_taken_and_no_others(limit: int) -> None:
+    frame = encode_frame(bytes(limit))
+    for before in (b"", b"\r\n"):
+        decoder = FrameDecoder(min_payload=limit, max_payload=limit)
+        assert decoder.feed(before + frame) == [bytes(limit)]
+        assert decoder.error is None
+        for size in (limit - 1, limit + 1):
+            decoder = FrameDecoder(min_payload=limit, max_payload=limit)
+            assert decoder.feed(before + encode_frame(bytes(size))) == []
+            assert decoder.error is not None
+            assert decoder.error.reason == f"a length of {size} is outside of {limit} to {limit}"
+        decoder = FrameDecoder(min_payload=limit, max_payload=limit)
+        assert decoder.feed(before + frame + b"00001") == [bytes(limit)]
+
+
+def test_long_payloads_and_short_ones_are_encoded_in_their_order() -> None:
+    payloads = [b"a", bytes(5000), b"bc", bytes(4096), b"d"]
+    assert encode_frames(payloads) == b"".join(map(encode_frame, payloads))
 
 
 def test_an_empty_payload_is_a_reply_and_no_request() -> None:
@@ -180,9 +221,10 @@ def test_a_payload_over_the_limit_is_refused() -> None:
 
 @pytest.mark.parametrize("payload", ["abc", 3, None, ["a"], bytearray(b"a"), memoryview(b"a")])
 def test_a_payload_that_is_no_bytes_is_refused(payload: object) -> None:
-    with pytest.raises(TypeError, match="a payload is bytes, not"):
+    message = f"^a payload is bytes, not {type(payload).__name__}$"
+    with pytest.raises(TypeError, match=message):
         encode_frame(payload)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="a payload is bytes, not"):
+    with pytest.raises(TypeError, match=message):
         encode_frames([b"a", payload])  # type: ignore[list-item]
 
 
@@ -197,6 +239,7 @@ def test_bytes_of_a_class_of_their_own_are_bytes() -> None:
 def test_errors_can_be_pickled() -> None:
     error = pickle.loads(pickle.dumps(FrameError("reason", 7)))
     assert (error.reason, error.offset) == ("reason", 7)
+    assert repr(error) == "FrameError('reason', 7)"
 
 
 class Stream(RuleBasedStateMachine):

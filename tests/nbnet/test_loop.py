@@ -1132,3 +1132,45 @@ def test_of_two_connections_of_an_address_one_may_end(kernel: Kernel) -> None:
     peers = [kernel.connect(), kernel.connect()]
     loop = run(kernel, lambda: peers[0].inbox.append(b""), max_per_ip=2)
     assert (loop.counters.accepted, loop.counters.refused_per_ip) == (2, 0)
+
+
+def test_a_connection_that_is_lost_twice_over_ends_once(
+    kernel: Kernel, peer: FakeSocket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it is to linger, the poller cannot watch it, and the peer has reset it meanwhile."""
+    real = kernel.modify
+
+    def modify(fd: int, eventmask: int, /) -> None:
+        if fd == peer.fd and not eventmask & WRITE:
+            raise error(errno.ENOMEM)
+        real(fd, eventmask)
+
+    def shutdown(_how: int, /) -> None:
+        raise error(errno.ENOTCONN)
+
+    monkeypatch.setattr(kernel, "modify", modify)
+    monkeypatch.setattr(peer, "shutdown", shutdown)
+    peer.room = 3
+    loop = run(kernel, lambda: peer.inbox.append(b"00001aX"), lambda: setattr(peer, "room", 100))
+    assert peer.closed
+    assert peer.received == b"00001a"
+    assert loop.counters.lost == 1
+
+
+def test_what_ends_by_a_deadline_as_the_time_to_stop_is_over_ends_once(
+    kernel: Kernel, peer: FakeSocket
+) -> None:
+    begun = kernel.connect()
+    peer.room = 3
+    loop = kernel.loop(drain=5.0, write_timeout=2.0)
+
+    def send() -> None:
+        peer.inbox.append(b"00003abc")
+        begun.inbox.append(b"00003a")
+
+    kernel.steps.extend([send, loop.stop, lambda: setattr(kernel, "now", kernel.now + 60.0)])
+    loop.run()
+    assert_nothing_is_left(kernel, loop)
+    assert peer.closed
+    assert begun.closed
+    assert loop.counters.write_timeouts == 1

@@ -17,8 +17,9 @@ import pytest
 
 from nbnet import Context, Limits, Server, serve
 from nbnet.framing import encode_frame
-from nbnet.listeners import ListenError
+from nbnet.listeners import ListenError, open_tcp
 from nbnet.notation import Target
+from nbnet.server import _listening
 
 
 @pytest.fixture(params=["epoll level", "epoll edge", "poll level", "select level"])
@@ -430,3 +431,14 @@ def test_a_third_signal_ends_even_a_handler_that_does_not_return() -> None:
     serve(handler, port=0, on_listening=on_listening)
     threads[0].join()
     assert ends == [b""]
+
+
+def test_sockets_that_were_inherited_are_listened_on_and_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = open_tcp("127.0.0.1", 0)
+    monkeypatch.setattr("nbnet.server.inherited", lambda: given)
+    with _listening("no.such.host.invalid", 1, None, activated=True) as bounds:
+        assert bounds is given
+        connect(given[0].address).close()  # type: ignore[arg-type]
+    assert all(each.fileno() == -1 for each in given[0].sockets)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import selectors
 import signal
 import socket
 import time
@@ -187,3 +188,21 @@ def test_the_child_that_serves_metrics_says_how_it_ended(
         ours.close()
         theirs.close()
     assert ("the metrics process crashed" in caplog.text) == (error is not None)
+
+
+def test_who_is_left_after_an_error_is_killed_and_reaped() -> None:
+    made = Supervisor(partial(Settings.read, reverse), [], 1, board=Board(board_rows(1)))
+    [slot] = made._slots
+    ours, theirs = Control.pair()
+    made._selector.register(ours, selectors.EVENT_READ)
+    pid = os.posix_spawn("/bin/sh", ["sh", "-c", "exec sleep 600"], os.environ)
+    made._processes = {
+        pid: Process(pid, slot, ours, 1),
+        NOBODY: Process(NOBODY, slot, None, 2),  # gone, and reaped by somebody else
+    }
+    made._close()
+    assert not made._processes
+    with pytest.raises(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
+    assert theirs.receive() is None, "its end of the talk is closed"
+    theirs.close()

@@ -313,6 +313,28 @@ def test_a_socket_that_is_closed_cannot_be_wrapped(scene: Scene) -> None:
         wrap(scene.server_context, plain)
 
 
+def test_a_context_of_the_other_side_is_refused_in_plain_words(scene: Scene, files: Files) -> None:
+    of_a_client = client_context()
+    of_a_client.check_hostname = False
+    of_a_server = server_context(files.cert, files.key)
+    with pytest.raises(OSError, match=r"\] Cannot create a server socket") as caught:
+        wrap(of_a_client, scene.tcp_pair()[0])
+    assert not isinstance(caught.value, ssl.SSLError)
+    with pytest.raises(OSError, match=r"\] Cannot create a client socket") as caught:
+        wrap_client(of_a_server, scene.tcp_pair()[0], NAME)
+    assert not isinstance(caught.value, ssl.SSLError)
+
+
+def test_an_agreed_connection_whose_peer_is_gone_stays_open(scene: Scene, trust: Path) -> None:
+    server, client = client_of(scene, client_context(trust))
+    agree(server, client)
+    reset(client)
+    wait(server)
+    with pytest.raises(OSError, match="not connected"):
+        server.getpeername()
+    assert server.fileno() != -1
+
+
 # As the client ---------------------------------------------------------------------
 
 
