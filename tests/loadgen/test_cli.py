@@ -337,7 +337,9 @@ def test_an_unknown_option_is_a_usage_error() -> None:
     ended = call("--connectoins", "5")
     assert ended.code == 2
     assert ended.out == ""
-    assert "No such option" in ended.err
+    assert ended.err.startswith("loadgen: no such option: --connectoins")
+    assert ended.err.endswith("(see loadgen --help)\n")
+    assert ended.err.count("\n") == 1
 
 
 def test_a_file_that_cannot_be_written_after_the_run_is_an_error_with_the_summary_printed(

@@ -68,7 +68,7 @@ def sender(address: Target) -> list[str]:
     """What does as ``nbclient send --lines``, whose start is for a good part its options."""
     code = (
         "import sys; from nbclient.cli import send; from nbnet.command import run\n"
-        "run(lambda prog_name: send(lines=True, target=sys.argv[1:]), 'nbclient')"
+        "run(lambda **_: send(lines=True, target=sys.argv[1:]), 'nbclient')"
     )
     return [sys.executable, "-c", code, str(address)]
 

@@ -299,8 +299,10 @@ def test_the_service_manager_hears_of_start_reload_and_stop(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--workers", "0"], "--workers: 0, expected 1 to 1024"),
-        (["--workers", "many"], "--workers: 'many' is no count"),
+        (["--port", "http"], "--port: 'http': expected 0 to 65535"),
+        (["--port", "65536"], "--port: '65536': expected 0 to 65535"),
+        (["--workers", "0"], "--workers: '0': expected 1 to 1024 or auto"),
+        (["--workers", "many"], "--workers: 'many': expected 1 to 1024 or auto"),
         (["--proxy-protocol", "everybody"], "--proxy-protocol: 'everybody' is no network"),
         (["--log-format", "xml"], "--log-format: 'xml' is none of text, json"),
         (["--config", "nothing.toml"], "cannot read nothing.toml: No such file"),
