@@ -1,4 +1,4 @@
-"""The command ``nbclient`` where Jupyter's package of that name is, or was, installed too.
+"""The console scripts: Ctrl-C at their start, and ``nbclient`` where Jupyter's is, too.
 
 An installation is a directory of copies on the path of another interpreter; an
 installer that copies one package over another is ``shutil``.
@@ -107,6 +107,26 @@ def others_work(*path: Path) -> None:
     assert "Usage: nbnet " in said[1]
     assert "Usage: loadgen " in said[3]
     assert said[4:] == [""]
+
+
+INTERRUPTED_WHILE_IMPORTING = """
+import sys
+
+class CtrlC:
+    def find_spec(self, name, path=None, target=None):
+        if name == "typer":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, CtrlC())
+from nbnet import entry
+getattr(entry, sys.argv[1])()
+"""
+
+
+@pytest.mark.parametrize("command", ["nbnet", "nbclient", "loadgen"])
+def test_an_interrupt_before_a_command_has_begun_is_no_traceback(command: str) -> None:
+    done = run([SOURCES], "-c", INTERRUPTED_WHILE_IMPORTING, command)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 def test_an_installation_in_order(tmp_path: Path) -> None:
