@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -109,24 +110,34 @@ def others_work(*path: Path) -> None:
     assert said[4:] == [""]
 
 
-INTERRUPTED_WHILE_IMPORTING = """
-import sys
-
-class CtrlC:
-    def find_spec(self, name, path=None, target=None):
-        if name == "typer":
-            raise KeyboardInterrupt
-
-sys.meta_path.insert(0, CtrlC())
-from nbnet import entry
-getattr(entry, sys.argv[1])()
-"""
+COMMANDS = [entry.nbnet, entry.nbclient, entry.loadgen]
 
 
-@pytest.mark.parametrize("command", ["nbnet", "nbclient", "loadgen"])
-def test_an_interrupt_before_a_command_has_begun_is_no_traceback(command: str) -> None:
-    done = run([SOURCES], "-c", INTERRUPTED_WHILE_IMPORTING, command)
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_interrupt_before_a_command_has_begun_is_no_traceback(
+    command: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib, "import_module", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        command()
+    assert ended.value.code == 130
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_script_runs_its_command(
+    command: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    name = command.__name__
+    monkeypatch.setattr("sys.argv", [name, "--version"])
+    with pytest.raises(SystemExit) as ended:
+        command()
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"{name} {nbnet.__version__}\n"
 
 
 def test_an_installation_in_order(tmp_path: Path) -> None:
