@@ -229,7 +229,9 @@ def notes(plan: Plan, tally: Tally, loader: Loader) -> list[str]:
         )
     if loader.bound:
         found.append(f"LOADER-BOUND: {loader.reason}")
-    if loader.bound is not None and not loader.obeys_little:
+    # In less than the time of a request, as after Ctrl-C, hardly any begins and ends.
+    whole = tally.elapsed * 1e9 > tally.service.mean
+    if loader.bound is not None and not loader.obeys_little and whole:
         found.append(
             f"LITTLE'S LAW: {loader.in_flight:,.1f} requests were in flight on average, and their "
             f"rate times their latency gives {loader.rate_times_latency:,.1f}: "

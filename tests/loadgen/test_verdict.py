@@ -260,6 +260,8 @@ def test_figures_that_do_not_fit_together_are_said_to() -> None:
     assert not loader.obeys_little
     assert loader.rate_times_latency == pytest.approx(60.0, rel=1e-3)
     assert labels(Plan(rate=100.0), tally) == ["LITTLE'S LAW"]
+    tally.elapsed = 0.5
+    assert labels(Plan(rate=100.0), tally) == [], "in less than 600 ms nothing has to fit"
     fitting = measured(0.1, served=600 * MS, waited=0, in_flight_seconds=55.0)
     assert labels(Plan(rate=100.0), fitting) == []
 
