@@ -12,6 +12,8 @@ import os
 import re
 import select
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -44,6 +46,17 @@ def test_without_a_target_the_bundled_server_is_loaded_and_every_reply_verified(
     )
     assert "connections 200 asked   200 held   0 failed   0 lost" in ended.out
     assert last == "OK: every reply verified"
+
+
+def test_a_closed_standard_error_is_not_needed() -> None:
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$0" "$@" 2>&-', sys.executable, "-m", "loadgen", "-d", "0.1", "-q"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+    )
+    assert (done.returncode, done.stdout) == (0, "OK: every reply verified\n")
 
 
 def test_a_server_that_runs_already_is_loaded(address: Target) -> None:
