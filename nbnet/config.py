@@ -143,7 +143,7 @@ def _read_file(file: Path) -> dict[str, Any]:
         name = key.replace("-", "_")
         if name not in _PARSERS or "_" in key:
             known = ", ".join(map(_written, _PARSERS))
-            raise ValueError(f"{file}: {key!r} is no option: expected one of {known}")
+            raise ValueError(f"{file}: {key!r} is none of what a file may say: {known}")
         several = name == "proxy_protocol" and isinstance(value, list)
         text = ",".join(map(str, value)) if several else str(value)
         values[name] = _parse(f"{file}: {key}", name, text)

@@ -104,7 +104,7 @@ def publish(text: str, *outputs: tuple[str | None, Callable[[], str]]) -> None:
             try:
                 files.write(path, [make()])
             except OSError as error:
-                unsaved.append(f"cannot write {path}: {error.strerror}")
+                unsaved.append(f"cannot write {files.named(path)}: {error.strerror}")
     taken = any(path == files.STDOUT for path, _ in outputs)
     print(text, file=sys.stderr if taken else sys.stdout, flush=True)
     if unsaved:

@@ -375,6 +375,25 @@ def test_a_file_that_cannot_be_written_after_the_run_is_an_error_with_the_summar
     assert line.endswith(": No such file or directory")
 
 
+def test_figures_that_nobody_reads_any_more_are_an_error_after_the_summary() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as pipe:
+        done = subprocess.run(
+            [sys.executable, "-m", "loadgen", "-d", "0.1", "-q", "--json", "-"],
+            stdout=pipe,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=PATIENCE,
+        )
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "OK: every reply verified",
+        "loadgen: cannot write standard output: Broken pipe",
+    ]
+
+
 def test_an_engine_that_fails_is_an_error_in_the_end() -> None:
     with running("-c", "2", "-d", "10m") as process:
         wait_until(lambda: "loadgen.worker" in children_of(process.pid))
