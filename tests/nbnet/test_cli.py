@@ -111,7 +111,7 @@ def test_limits_are_taken_from_the_command_line() -> None:
     [
         (["serve", "--log-level", "loud"], 2, "--log-level: 'loud' is none of debug, info, error"),
         (["serve", "--idle-timeout", "soon"], 2, "--idle-timeout: 'soon' is no duration"),
-        (["serve", "--max-frame", "1MiB"], 2, "max_frame is 1048576, expected 1 to 99999"),
+        (["serve", "--max-frame", "1MiB"], 2, "max-frame is 1048576, expected 1 to 99999"),
         (["serve", "--host", "host.invalid"], 1, "cannot listen on host.invalid:6789"),
     ],
 )
