@@ -215,6 +215,11 @@ def notes(plan: Plan, tally: Tally, loader: Loader) -> list[str]:
     """What has to be said of the figures, the gravest first; each a line for people."""
     counts = tally.counts
     found = []
+    if counts.wrong and not counts.verified and plan.traffic.expect != "none":
+        found.append(
+            f"NONE RIGHT: no reply was what --expect {plan.traffic.expect} demands; if the server "
+            "answers otherwise on purpose, say how: --expect echo, none or module:function"
+        )
     planned = counts.sent + counts.unsent
     if plan.is_open_loop and planned and counts.sent < REACHED * planned:
         found.append(
