@@ -58,7 +58,9 @@ _limit = partial(_option, _LIMITS)
 def serve_command(
     host: Annotated[
         str,
-        typer.Option(metavar="HOST", help='Address or name to listen on; "*" is every address.'),
+        typer.Option(
+            "--host", metavar="HOST", help='Address or name to listen on; "*" is every address.'
+        ),
     ] = DEFAULT_HOST,
     port: Annotated[
         str, typer.Option(metavar="N", help="TCP port; 0 lets the kernel choose.")
