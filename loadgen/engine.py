@@ -247,6 +247,7 @@ class Engine:
             if self._phase is Phase.WARMING:
                 self._emit(Snapshot(phase=self._phase, elapsed=0.0, counts=Counts()))
             else:
+                self.watch(now)
                 self._report((now - self._started) / 1e9)
             # After a stall (a suspended machine, say) the missed ones are left out.
             self._next_report += SNAPSHOT_EVERY * ((now - self._next_report) // SNAPSHOT_EVERY + 1)

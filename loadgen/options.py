@@ -14,6 +14,7 @@ from typing import Annotated, Final
 import typer
 
 from loadgen.thresholds import NAMES, OPERATORS
+from nbnet.command import FLAG
 
 _LOAD: Final = "The load"
 _TRAFFIC: Final = "What is sent, and what has to come back"
@@ -204,6 +205,7 @@ PayloadUnique = Annotated[
     bool,
     typer.Option(
         "--payload-unique",
+        metavar=FLAG,
         rich_help_panel=_TRAFFIC,
         help="Put a number of its own into each payload: without, all may be equal, and a "
         "reply to another request goes unnoticed.",
@@ -261,6 +263,7 @@ Reconnect = Annotated[
     bool,
     typer.Option(
         "--reconnect/--no-reconnect",
+        metavar=FLAG,
         rich_help_panel=_LIMITS,
         help="Replace connections that fail.",
     ),
@@ -293,6 +296,7 @@ AbortOnFail = Annotated[
     bool,
     typer.Option(
         "--abort-on-fail",
+        metavar=FLAG,
         rich_help_panel=_FAILING,
         help="End the run as soon as one of --fail-if has come true for good, or clearly "
         "after a second.",
@@ -373,6 +377,7 @@ ClusterKeepGoing = Annotated[
     bool,
     typer.Option(
         "--cluster-keep-going",
+        metavar=FLAG,
         rich_help_panel=_CLUSTER,
         help="Go on with the other hosts when one is lost; without, the run ends early.",
     ),
@@ -421,6 +426,7 @@ Quiet = Annotated[
     typer.Option(
         "--quiet",
         "-q",
+        metavar=FLAG,
         rich_help_panel=_REPORTS,
         help="Print nothing but the last line, and errors.",
     ),

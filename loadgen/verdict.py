@@ -215,6 +215,11 @@ def notes(plan: Plan, tally: Tally, loader: Loader) -> list[str]:
     """What has to be said of the figures, the gravest first; each a line for people."""
     counts = tally.counts
     found = []
+    if counts.wrong and not counts.verified and plan.traffic.expect != "none":
+        found.append(
+            f"NONE RIGHT: no reply was what --expect {plan.traffic.expect} demands; if the server "
+            "answers otherwise on purpose, say how: --expect echo, none or module:function"
+        )
     planned = counts.sent + counts.unsent
     if plan.is_open_loop and planned and counts.sent < REACHED * planned:
         found.append(
@@ -229,7 +234,9 @@ def notes(plan: Plan, tally: Tally, loader: Loader) -> list[str]:
         )
     if loader.bound:
         found.append(f"LOADER-BOUND: {loader.reason}")
-    if loader.bound is not None and not loader.obeys_little:
+    # In less than the time of a request, as after Ctrl-C, hardly any begins and ends.
+    whole = tally.elapsed * 1e9 > tally.service.mean
+    if loader.bound is not None and not loader.obeys_little and whole:
         found.append(
             f"LITTLE'S LAW: {loader.in_flight:,.1f} requests were in flight on average, and their "
             f"rate times their latency gives {loader.rate_times_latency:,.1f}: "

@@ -29,7 +29,15 @@ from nbclient.ping import RoundTrips, next_turn, payload_of
 from nbclient.settings import DEFAULT_TARGET
 from nbclient.stdio import Lines, Output, flushing_client, standard
 from nbclient.sync import Client
-from nbnet.command import EXIT_FAILED, EXIT_USAGE, CommandError, make_app, parsed, version_option
+from nbnet.command import (
+    EXIT_FAILED,
+    EXIT_USAGE,
+    FLAG,
+    CommandError,
+    make_app,
+    parsed,
+    version_option,
+)
 from nbnet.command import run as run_command
 from nbnet.framing import MAX_PAYLOAD
 from nbnet.notation import parse_count, parse_duration, parse_size
@@ -89,7 +97,9 @@ _Retries: TypeAlias = Annotated[
 ]
 _Tls: TypeAlias = Annotated[
     bool,
-    typer.Option("--tls", rich_help_panel=_TLS, help="Encrypt, as the targets tls://... do."),
+    typer.Option(
+        "--tls", metavar=FLAG, rich_help_panel=_TLS, help="Encrypt, as the targets tls://... do."
+    ),
 ]
 
 
@@ -211,6 +221,7 @@ def send(
         bool,
         typer.Option(
             "--lines",
+            metavar=FLAG,
             help="Send each line of stdin, without its end (LF or CR LF), and print a line for "
             "each. An empty line is an error: nothing can be sent for it.",
         ),
@@ -219,6 +230,7 @@ def send(
         bool,
         typer.Option(
             "--json",
+            metavar=FLAG,
             help='Print an object and a newline for each reply: "text" (or "base64", if it is no '
             'UTF-8), "size" in bytes, "seconds" from when the request was handed over, waiting '
             "behind others included.",

@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Final, NoReturn, Self, TypeAlias, cast
+from typing import TYPE_CHECKING, Final, Self, TypeAlias, cast
 
 from nbclient.errors import (
     ClosedError,
@@ -322,15 +322,11 @@ def _make_context(
     if key and not cert:
         raise ValueError("tls_key needs tls_cert")
 
-    def encrypted() -> NoReturn:
-        # Without this, OpenSSL asks for the passphrase on the terminal and waits.
-        raise ValueError(f"cannot use {key or cert}: the private key is encrypted")
+    from nbnet.tls import check_certificates, load_chain
 
-    try:
-        context = ssl.create_default_context(cafile=ca)  # TLS 1.2 and up
-        if cert:
-            context.load_cert_chain(cert, key, password=encrypted)
-    except OSError as error:  # of which ssl.SSLError is one
-        files = ", ".join(str(path) for path in (ca, cert, key) if path)
-        raise ValueError(f"cannot use {files}: {reason_of(error)}") from error
+    if ca:
+        check_certificates(os.fspath(ca))
+    context = ssl.create_default_context(cafile=ca)  # TLS 1.2 and up
+    if cert:
+        load_chain(context, os.fspath(cert), os.fspath(key or cert))
     return context

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from nbnet.board import MetricsUnavailable
-from nbnet.command import EXIT_USAGE, CommandError, make_app, parsed, version_option
+from nbnet.command import EXIT_USAGE, FLAG, CommandError, make_app, version_option
 from nbnet.command import run as run_command
 from nbnet.config import DEFAULT_HANDLER, read_options
 from nbnet.conform_command import conform
@@ -26,6 +26,7 @@ app = make_app(no_args_is_help=True)
 
 EXIT_CANNOT_LISTEN: Final = 1
 MOST_WORKERS: Final = 1024
+MOST_PORT: Final = 65535
 
 _LOG_LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "error": logging.ERROR}
 _DEFAULTS = Limits()
@@ -56,14 +57,19 @@ _limit = partial(_option, _LIMITS)
 @app.command("serve")
 def serve_command(
     host: Annotated[
-        str, typer.Option(help='Address or name to listen on; "*" is every address.')
+        str,
+        typer.Option(
+            "--host", metavar="HOST", help='Address or name to listen on; "*" is every address.'
+        ),
     ] = DEFAULT_HOST,
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="TCP port; 0 lets the kernel choose.")
-    ] = DEFAULT_PORT,
+        str, typer.Option(metavar="N", help="TCP port; 0 lets the kernel choose.")
+    ] = str(DEFAULT_PORT),
     unix: Annotated[
         str | None,
-        typer.Option(metavar="PATH", help="Listen on a unix socket instead.", show_default=False),
+        typer.Option(
+            metavar="PATH", help="Listen on a unix socket instead of a port.", show_default=False
+        ),
     ] = None,
     handler: Annotated[
         str | None,
@@ -157,6 +163,7 @@ def serve_command(
         bool,
         typer.Option(
             "--refuse",
+            metavar=FLAG,
             help="At that number close newcomers instead of letting them wait.",
             rich_help_panel=_LIMITS,
         ),
@@ -275,7 +282,7 @@ def serve_command(
             serve_settings(
                 lambda: read_options(told, config).load(poller, trigger),
                 host,
-                port,
+                _port(port),
                 unix=unix,
                 metrics=metrics,
                 workers=_workers(workers),
@@ -296,10 +303,22 @@ app.command("conform")(conform)
 def _workers(text: str) -> int:
     if text == "auto":
         return usable_cores()
-    count = parsed("--workers", parse_count, text)
-    if not 1 <= count <= MOST_WORKERS:
-        raise CommandError(f"--workers: {count}, expected 1 to {MOST_WORKERS}", EXIT_USAGE)
-    return count
+    return _number("--workers", text, 1, MOST_WORKERS, " or auto")
+
+
+def _port(text: str) -> int:
+    return _number("--port", text, 0, MOST_PORT)
+
+
+def _number(option: str, text: str, least: int, most: int, other: str = "") -> int:
+    try:
+        number = parse_count(text)
+    except ValueError:
+        number = -1
+    if not least <= number <= most:
+        expected = f"expected {least} to {most}{other}"
+        raise CommandError(f"{option}: {text!r}: {expected}", EXIT_USAGE)
+    return number
 
 
 def _announce(address: Target | str) -> None:

@@ -18,6 +18,12 @@ EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_INTERRUPTED: Final = 130
 
+FLAG: Final = ""
+"""The metavar of an option without a value; left to itself, typer shows ``<bool>``."""
+
+# All that the parser refuses; typer has a public name for this one kind of it alone.
+_UsageError: Any = typer.BadParameter.__base__
+
 T = TypeVar("T")
 
 
@@ -55,7 +61,9 @@ def run(app: typer.Typer, name: str) -> None:
 def _outcome(app: typer.Typer, name: str) -> tuple[int, str]:
     """Run a command; its exit code, and what is to be said at its end."""
     try:
-        app(prog_name=name)
+        return app(prog_name=name, standalone_mode=False) or 0, ""
+    except _UsageError as error:
+        return EXIT_USAGE, _refusal(error, name)
     except SystemExit as ended:
         code = ended.code
         return (code or 0, "") if isinstance(code, int | None) else (EXIT_FAILED, str(code))
@@ -65,7 +73,15 @@ def _outcome(app: typer.Typer, name: str) -> tuple[int, str]:
         return EXIT_INTERRUPTED, ""
     except OSError as error:
         return _unwritable(error)
-    return 0, ""
+
+
+def _refusal(error: Any, name: str) -> str:
+    """What the parser has to say, in one line and with where to look it up."""
+    said = error.format_message()
+    if not said:  # a command without arguments, of which the help was printed
+        return ""
+    command = name if error.ctx is None else error.ctx.command_path
+    return f"{said[:1].lower()}{said[1:].rstrip('.')} (see {command} --help)"
 
 
 def _unwritable(error: OSError) -> tuple[int, str]:
@@ -117,4 +133,6 @@ def version_option(name: str) -> Any:
             print(f"{name} {__version__}")
             raise typer.Exit
 
-    return typer.Option("--version", callback=show, is_eager=True, help="Print the version.")
+    return typer.Option(
+        "--version", metavar=FLAG, callback=show, is_eager=True, help="Print the version."
+    )

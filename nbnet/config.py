@@ -124,11 +124,21 @@ def read_options(told: Mapping[str, str | None], file: Path | None = None) -> Op
         tls = Certificate(values["tls_cert"], values.get("tls_key"), values.get("tls_client_ca"))
     return Options(
         handler=values.get("handler", DEFAULT_HANDLER),
-        limits=Limits(**{name: value for name, value in values.items() if name in _LIMITS}),
+        limits=_limits({name: value for name, value in values.items() if name in _LIMITS}),
         threads=values.get("threads", 0),
         tls=tls,
         proxy_protocol=values.get("proxy_protocol", ()),
     )
+
+
+def _limits(values: dict[str, Any]) -> Limits:
+    try:
+        return Limits(**values)
+    except ValueError as error:
+        said = str(error)
+        for name in _LIMITS:
+            said = said.replace(name, _written(name))
+        raise ValueError(said) from error
 
 
 def _read_file(file: Path) -> dict[str, Any]:
@@ -143,7 +153,7 @@ def _read_file(file: Path) -> dict[str, Any]:
         name = key.replace("-", "_")
         if name not in _PARSERS or "_" in key:
             known = ", ".join(map(_written, _PARSERS))
-            raise ValueError(f"{file}: {key!r} is no option: expected one of {known}")
+            raise ValueError(f"{file}: {key!r} is none of what a file may say: {known}")
         several = name == "proxy_protocol" and isinstance(value, list)
         text = ",".join(map(str, value)) if several else str(value)
         values[name] = _parse(f"{file}: {key}", name, text)

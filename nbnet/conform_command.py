@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from nbnet.command import EXIT_FAILED, EXIT_USAGE, CommandError, parsed
+from nbnet.command import EXIT_FAILED, EXIT_USAGE, FLAG, CommandError, parsed
 from nbnet.notation import Address, parse_address, parse_count, parse_duration
 
 if TYPE_CHECKING:
@@ -53,8 +53,12 @@ def conform(
     jobs: Annotated[
         str, typer.Option(metavar="N", help="Cases at the same time; 1: one by one.")
     ] = "64",
-    listed: Annotated[bool, typer.Option("--list", help="Show the cases, play none.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+    listed: Annotated[
+        bool, typer.Option("--list", metavar=FLAG, help="Show the cases, play none.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", metavar=FLAG, help="Print the results as JSON.")
+    ] = False,
     tls_ca: Annotated[
         Path | None,
         _tls_option("--tls-ca", "FILE", "Who may sign the server's certificate."),

@@ -1,9 +1,12 @@
-"""The console script ``nbclient``, outside of the package of that name.
+"""The console scripts: what stands before the import of a command.
+
+Imports take a moment, in which Ctrl-C may come: it ends a command without a
+traceback, as it does later.
 
 Jupyter has a package ``nbclient`` too, and installers let one overwrite the
-other without a word. This module is where no such accident reaches it: it looks
-at what Python would import and, if that is not ours and whole, says in one line
-what happened and what to do. The rules:
+other without a word. This module is where no such accident reaches the command: it
+looks at what Python would import and, if that is not ours and whole, says in one
+line what happened and what to do. The rules:
 
 * nothing of the other package is run to find out: importing it may fail, take
   long or do anything;
@@ -15,10 +18,11 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from typing import Final
+from typing import Any, Final
 
 _PACKAGE: Final = "nbclient"
 _EXIT_FAILED: Final = 1
+_EXIT_INTERRUPTED: Final = 130
 
 # Modules of Jupyter's package. Ours must never have one of these names. (Both
 # have ``cli``.)
@@ -27,13 +31,22 @@ _THEIRS: Final = frozenset({"client.py", "exceptions.py", "jsonutil.py", "output
 _ADVICE: Final = "install nbnet into an environment of its own (pipx, or python -m venv)"
 
 
+def nbnet() -> None:
+    """Run the command ``nbnet``."""
+    _imported("nbnet.cli").main()
+
+
+def loadgen() -> None:
+    """Run the command ``loadgen``."""
+    _imported("loadgen.cli").main()
+
+
 def nbclient() -> None:
     """Run the command ``nbclient``, or say why it cannot be run (exit code 1)."""
     complaint = clash()
     if complaint is None:
         try:
-            # Imports point from nbclient to nbnet; this is the one way back.
-            command = importlib.import_module(f"{_PACKAGE}.cli")
+            command = _imported(f"{_PACKAGE}.cli")
         except ImportError as error:
             if (error.name or "").partition(".")[0] != _PACKAGE:
                 raise
@@ -44,6 +57,15 @@ def nbclient() -> None:
     if sys.stderr is not None:  # it may have been closed by whoever started this
         print(f"{_PACKAGE}: {complaint}", file=sys.stderr)
     sys.exit(_EXIT_FAILED)
+
+
+def _imported(module: str) -> Any:
+    """A module with a command; Ctrl-C meanwhile exits with 130."""
+    # Imports point from nbclient and loadgen to nbnet; this is the one way back.
+    try:
+        return importlib.import_module(module)
+    except KeyboardInterrupt:
+        sys.exit(_EXIT_INTERRUPTED)
 
 
 def clash() -> str | None:

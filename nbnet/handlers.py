@@ -81,9 +81,20 @@ def load_handler(name: str) -> Handler:
 
     Raises:
         ValueError: the name has no such form, or what it names cannot be
-            imported or called; the message says which.
+            imported, or called with a payload; the message says which.
 
     >>> load_handler("nbnet.handlers:reverse")(b"abc")
     b'cba'
     """
-    return cast(Handler, load_function(name, "handler"))
+    handler = cast(Handler, load_function(name, "handler"))
+    try:
+        signature = inspect.signature(handler)
+    except (TypeError, ValueError):  # as in takes_context
+        return handler
+    try:
+        signature.bind(*[None] * (1 + takes_context(handler)))
+    except TypeError as error:
+        raise ValueError(
+            f"handler {name!r}: {error}: expected one that takes a payload, or payload and context"
+        ) from None
+    return handler

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from typing import Any
 
@@ -39,4 +40,6 @@ def load_function(name: str, what: str) -> Any:
         target = getattr(target, attribute)
     if not callable(target):
         raise ValueError(f"{what} {name!r}: {path} is not callable")
+    if inspect.iscoroutinefunction(target):
+        raise ValueError(f"{what} {name!r}: {path} is async, expected a plain function")
     return target

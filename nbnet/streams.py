@@ -60,6 +60,7 @@ def guard_stderr() -> None:
         descriptor = os.open(os.devnull, os.O_WRONLY)
         if descriptor != 2:
             os.dup2(descriptor, 2)
+        os.set_inheritable(2, True)  # children are to find one, too
         sys.stderr = os.fdopen(2, "w")
     elif not replaced:
         sys.stderr = lossy(stderr)

@@ -231,11 +231,11 @@ def client_context(
     ValueError: nowhere.pem: No such file or directory
     """
     if authority is not None:
-        _check_certificates(authority)
+        check_certificates(authority)
     context = ssl.create_default_context(cafile=authority)
     context.sslsocket_class = TlsSocket
     if cert is not None:
-        _load_chain(context, cert, cert if key is None else key)
+        load_chain(context, cert, cert if key is None else key)
     return context
 
 
@@ -283,9 +283,9 @@ def server_context(
     # sessions in memory, 20,480 of them.
     context.num_tickets = 0
     prepare(context)
-    _load_chain(context, cert, cert if key is None else key)
+    load_chain(context, cert, cert if key is None else key)
     if client_ca is not None:
-        _check_certificates(client_ca)
+        check_certificates(client_ca)
         context.load_verify_locations(cafile=client_ca)
         context.verify_mode = ssl.CERT_REQUIRED
     return context
@@ -310,12 +310,18 @@ def peer_name(tls_socket: ssl.SSLSocket) -> str | None:
     return None
 
 
-def _load_chain(context: ssl.SSLContext, cert: str | Path, key: str | Path) -> None:
+def load_chain(context: ssl.SSLContext, cert: str | Path, key: str | Path) -> None:
+    """Have a context show what is in these PEM files.
+
+    Raises:
+        ValueError: they cannot be used; one line that names the file and says why.
+    """
+
     def encrypted() -> NoReturn:
         # Without this, OpenSSL asks for the passphrase on the terminal and waits.
         raise ValueError(f"{key}: the private key is encrypted, expected one that is not")
 
-    _check_certificates(cert)
+    check_certificates(cert)
     if "PRIVATE KEY-----" not in _read(key):
         raise ValueError(f"{key}: no private key in it")
     try:
@@ -329,8 +335,12 @@ def _load_chain(context: ssl.SSLContext, cert: str | Path, key: str | Path) -> N
         raise ValueError(f"{cert}: {_words(error)}") from None
 
 
-def _check_certificates(path: str | Path) -> None:
-    """Find certificates in a file, and parse them all."""
+def check_certificates(path: str | Path) -> None:
+    """Find certificates in a PEM file, and parse them all.
+
+    Raises:
+        ValueError: there are none, or they cannot be read; one line that names the file.
+    """
     text = _read(path)
     if "-----BEGIN CERTIFICATE-----" not in text:
         raise ValueError(f"{path}: no certificate in it")

@@ -104,7 +104,7 @@ def publish(text: str, *outputs: tuple[str | None, Callable[[], str]]) -> None:
             try:
                 files.write(path, [make()])
             except OSError as error:
-                unsaved.append(f"cannot write {path}: {error.strerror}")
+                unsaved.append(f"cannot write {files.named(path)}: {error.strerror}")
     taken = any(path == files.STDOUT for path, _ in outputs)
     print(text, file=sys.stderr if taken else sys.stdout, flush=True)
     if unsaved:
@@ -138,6 +138,10 @@ def check_connected(finished: Run) -> None:
             advice = "the bundled server does not serve any more"
         elif finished.hosts:
             advice = "start a server that all hosts reach with: nbnet serve --host 0.0.0.0"
+        elif "certificate" in reasons:
+            advice = "--tls-ca: whom to trust; --tls-server-name: the name in the certificate"
+        elif finished.target.tls and "refused" not in reasons:
+            advice = "does the server speak TLS?"
         else:
             advice = "start a server with: nbnet serve; without --target loadgen brings its own"
         raise CommandError(

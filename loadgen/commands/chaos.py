@@ -16,7 +16,7 @@ from loadgen.commands import (
     publish,
     refusals,
 )
-from nbnet.command import EXIT_FAILED, EXIT_USAGE, CommandError, optional, parsed
+from nbnet.command import EXIT_FAILED, EXIT_USAGE, FLAG, CommandError, optional, parsed
 from nbnet.notation import parse_count, parse_duration, parse_size
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ def chaos(
         bool,
         typer.Option(
             "--i-own-this-target",
+            metavar=FLAG,
             help="Abuse a server that is not on this machine: you may, and you answer for it.",
         ),
     ] = False,

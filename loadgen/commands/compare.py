@@ -276,7 +276,10 @@ def _measure(
     for number, order in enumerate(orders(count, random.Random()), start=1):
         both = {}
         for each in order:
-            both[each] = _run(plan, sides[each])
+            try:
+                both[each] = _run(plan, sides[each])
+            except KeyboardInterrupt:  # between two runs; during one, it ends with a report
+                return pairs, True
             check_connected(both[each])
             if both[each].interrupted:
                 return pairs, True

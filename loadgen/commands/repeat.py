@@ -8,12 +8,13 @@ from loadgen.commands import as_json, check_connected, publish
 from loadgen.plan import Plan
 from loadgen.report import Run, repeated
 from loadgen.running import Site, run
+from nbnet.command import EXIT_INTERRUPTED
 
 
 def repeat(plan: Plan, site: Site, times: int, json: str | None) -> int:
     """Run a plan so many times, a line each, then print and save what they come to.
 
-    A run that is interrupted is the last. Gives the gravest exit code of all.
+    Ctrl-C ends it, with the runs so far. Gives the gravest exit code of all.
 
     Args:
         json: the file that the documents go to; ``-`` is standard output.
@@ -23,8 +24,15 @@ def repeat(plan: Plan, site: Site, times: int, json: str | None) -> int:
     """
     out = sys.stderr if json == "-" else sys.stdout
     runs: list[Run] = []
+    code = 0
     for number in range(1, times + 1):
-        finished = run(plan, site, lambda finished: finished, quiet=number > 1)
+        try:
+            finished = run(plan, site, lambda finished: finished, quiet=number > 1)
+        except KeyboardInterrupt:  # between two runs; during one, it ends with a report
+            if not runs:
+                raise
+            code = EXIT_INTERRUPTED
+            break
         check_connected(finished)
         if not runs:
             print(f"{plan.connections:,} connections, {times} times", file=out)
@@ -34,4 +42,4 @@ def repeat(plan: Plan, site: Site, times: int, json: str | None) -> int:
         if finished.interrupted:
             break
     publish(f"\n{repeated.spread(runs)}", (json, lambda: as_json(repeated.document(runs))))
-    return max(finished.verdict.exit_code for finished in runs)
+    return max(code, *(finished.verdict.exit_code for finished in runs))

@@ -51,6 +51,15 @@ def write(path: str, pieces: Iterable[str]) -> None:
             _overwrite(target, [text])
 
 
+def named(path: str) -> str:
+    """What to call a file in a message.
+
+    >>> named("-"), named("run.json")
+    ('standard output', 'run.json')
+    """
+    return "standard output" if path == STDOUT else path
+
+
 def check_writable(path: str) -> None:
     """Notice before a run that its figures could not be saved.
 

@@ -27,7 +27,7 @@ def save(run: Run, chosen: Mapping[str, str], percentiles: Sequence[float]) -> l
         try:
             files.write(path, forms[option]())
         except OSError as error:
-            unsaved.append(f"cannot write {path}: {error.strerror}")
+            unsaved.append(f"cannot write {files.named(path)}: {error.strerror}")
     return unsaved
 
 

@@ -7,6 +7,7 @@ import os
 import select
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 from hypothesis import given
@@ -129,7 +130,7 @@ class _Impatient:
     """A poller that never waits, since the clock goes on by itself."""
 
     def __init__(self, poller: select.epoll) -> None:
-        self.register = poller.register
+        self.register: Callable[[int, int], None] = poller.register
         self.modify = poller.modify
         self.unregister = poller.unregister
         self.close = poller.close
@@ -148,7 +149,7 @@ class _Haunted(_Impatient):
         self._stopping = stopping
         self._told = {1 << 20}
         self._poller = poller
-        self.register = self.remember  # type: ignore[assignment]
+        self.register = self.remember
 
     def remember(self, fd: int, mask: int) -> None:
         self._poller.register(fd, mask)

@@ -12,6 +12,8 @@ import os
 import re
 import select
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -44,6 +46,17 @@ def test_without_a_target_the_bundled_server_is_loaded_and_every_reply_verified(
     )
     assert "connections 200 asked   200 held   0 failed   0 lost" in ended.out
     assert last == "OK: every reply verified"
+
+
+def test_a_closed_standard_error_is_not_needed() -> None:
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$0" "$@" 2>&-', sys.executable, "-m", "loadgen", "-d", "0.1", "-q"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+    )
+    assert (done.returncode, done.stdout) == (0, "OK: every reply verified\n")
 
 
 def test_a_server_that_runs_already_is_loaded(address: Target) -> None:
@@ -337,7 +350,9 @@ def test_an_unknown_option_is_a_usage_error() -> None:
     ended = call("--connectoins", "5")
     assert ended.code == 2
     assert ended.out == ""
-    assert "No such option" in ended.err
+    assert ended.err.startswith("loadgen: no such option: --connectoins")
+    assert ended.err.endswith("(see loadgen --help)\n")
+    assert ended.err.count("\n") == 1
 
 
 def test_a_file_that_cannot_be_written_after_the_run_is_an_error_with_the_summary_printed(
@@ -358,6 +373,25 @@ def test_a_file_that_cannot_be_written_after_the_run_is_an_error_with_the_summar
     [line] = ended.err.splitlines()
     assert line.startswith("loadgen: cannot write ")
     assert line.endswith(": No such file or directory")
+
+
+def test_figures_that_nobody_reads_any_more_are_an_error_after_the_summary() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as pipe:
+        done = subprocess.run(
+            [sys.executable, "-m", "loadgen", "-d", "0.1", "-q", "--json", "-"],
+            stdout=pipe,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=PATIENCE,
+        )
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "OK: every reply verified",
+        "loadgen: cannot write standard output: Broken pipe",
+    ]
 
 
 def test_an_engine_that_fails_is_an_error_in_the_end() -> None:

@@ -11,6 +11,7 @@ from loadgen.report import Run
 from loadgen.tally import Counts
 from loadgen.verdict import EXIT_NO_CONNECTION
 from nbnet.command import CommandError
+from nbnet.notation import parse_address
 
 from .runs import fine, finished, on_hosts, snapshots
 
@@ -38,6 +39,28 @@ def test_who_cannot_connect_is_told_what_would_help(run: Run, advice: str) -> No
         check_connected(run)
     assert caught.value.message == f"cannot connect to 127.0.0.1:6789: refused ({advice})"
     assert caught.value.code == EXIT_NO_CONNECTION
+
+
+@pytest.mark.parametrize(
+    ("kind", "advice"),
+    [
+        ("reset", "does the server speak TLS?"),
+        (
+            "certificate verify failed: self-signed certificate",
+            "--tls-ca: whom to trust; --tls-server-name: the name in the certificate",
+        ),
+        ("refused", "start a server with: nbnet serve; without --target loadgen brings its own"),
+    ],
+)
+def test_with_tls_other_things_may_be_wrong(kind: str, advice: str) -> None:
+    counts = Counts(failed_to_connect=1)
+    counts.errors[f"connect: {kind}"] = 1
+    run = replace(
+        finished(snapshots(counts), embedded=False), target=parse_address("tls://localhost:6789")
+    )
+    with pytest.raises(CommandError) as caught:
+        check_connected(run)
+    assert caught.value.message == f"cannot connect to tls://localhost:6789: {kind} ({advice})"
 
 
 def test_a_connection_is_enough_to_go_on() -> None:

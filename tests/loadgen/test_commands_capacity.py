@@ -137,7 +137,9 @@ def test_what_makes_no_sense_is_refused_in_one_line_before_anything_is_started(
 def test_an_unknown_option_is_a_usage_error() -> None:
     ended = call("capacity", "--slo", "p99<1s", "--connectoins", "5")
     assert (ended.code, ended.out) == (2, "")
-    assert "No such option" in ended.err
+    assert ended.err.startswith("loadgen: no such option: --connectoins")
+    assert ended.err.endswith("(see loadgen --help)\n")
+    assert ended.err.count("\n") == 1
 
 
 @pytest.mark.parametrize("columns", [80, 120])

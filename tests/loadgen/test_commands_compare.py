@@ -36,11 +36,14 @@ class Played:
         self.rates = rates
         self.order: list[str] = []
         self.interrupted_at: int | None = None
+        self.interrupted_before: int | None = None
 
     def __call__(self, plan: Plan, site: Site, report: Callable[[Run], Any], **_: Any) -> Any:
         from loadgen.tally import Counts
 
         self.order.append(str(site.target))
+        if len(self.order) == self.interrupted_before:
+            raise KeyboardInterrupt
         number = self.rates[str(site.target)]
         counts = Counts(
             held=1,
@@ -140,6 +143,14 @@ def test_an_interrupted_comparison_has_the_pairs_so_far(played: Played) -> None:
     ended = call("compare", "--a", A, "--b", B)
     assert (ended.code, ended.out) == (130, "")
     assert ended.err.endswith("loadgen: interrupted before there was a pair of runs\n")
+
+
+def test_so_has_one_that_is_interrupted_between_two_runs(played: Played) -> None:
+    played.interrupted_before = 6
+    ended = call("compare", "--a", A, "--b", B, "--repeat", "8")
+    assert ended.code == 130
+    assert ended.out.startswith(f"A  {A}: 2 runs")
+    assert len(played.order) == 6
 
 
 def test_a_run_without_a_connection_ends_the_comparison(refusing: Target) -> None:

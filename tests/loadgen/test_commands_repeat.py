@@ -40,10 +40,12 @@ def test_each_run_has_a_line_and_the_file_has_them_all(tmp_path: Path) -> None:
 
 @pytest.fixture
 def played(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
-    """The runs that come next, in place of real ones."""
+    """The runs that come next, in place of real ones; Ctrl-C comes behind the last."""
     runs: list[Run] = []
 
     def play(_plan: Plan, _site: Site, report: Callable[[Run], Any], **_: Any) -> Any:
+        if not runs:
+            raise KeyboardInterrupt
         return report(runs.pop(0))
 
     monkeypatch.setattr("loadgen.commands.repeat.run", play)
@@ -69,6 +71,16 @@ def test_an_interrupted_run_is_the_last(played: list[Run]) -> None:
     assert ended.code == 130
     assert len(played) == 1
     assert "INTERRUPTED" in ended.out
+
+
+def test_runs_are_saved_when_somebody_interrupts_before_the_next(
+    played: list[Run], tmp_path: Path
+) -> None:
+    path = tmp_path / "runs.json"
+    played.append(fine())
+    assert call("--repeat", "3", "--json", str(path)).code == 130
+    assert len(json.loads(path.read_text())["runs"]) == 1
+    assert call("--repeat", "3").code == 130
 
 
 def test_no_connection_is_told_as_of_a_single_run(refusing: Target) -> None:

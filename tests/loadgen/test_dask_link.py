@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -36,7 +36,7 @@ class FakeClient:
 def unconnected() -> DaskLink:
     """A link that has heard of one host just now."""
     link = DaskLink(ClusterPlan(scheduler="tcp://s:1", patience=5.0), "a run")
-    link._client = FakeClient()
+    link._client = cast(Any, FakeClient())
     link._heard[ONE] = 100.0
     return link
 
@@ -148,7 +148,7 @@ def test_an_agent_that_failed_is_told_in_a_line(error: Exception | None, words: 
         async def exception(self) -> Exception | None:
             return error
 
-    asyncio.run(link._watch_task(Placed(), ONE))
+    asyncio.run(link._watch_task(cast(Any, Placed()), ONE))
     events = heard(link)
     assert [event.kind for event in events] == [Heard.GONE] * (words is not None)
     assert all(event.value.startswith(words) for event in events)

@@ -549,6 +549,17 @@ def test_snapshots_come_four_times_a_second_and_add_up() -> None:
 # Draining --------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("options", [{}, {"rate": 4000.0}, {"pipeline": 2}])
+def test_requests_in_flight_are_those_of_each_snapshot(options: dict[str, Any]) -> None:
+    outcome = run(World(server=slow), connections=2, duration=1.0, grace=5.0, **options)
+    measured = [s for s in outcome.snapshots if s.phase is Phase.MEASURING]
+    per_connection = options.get("pipeline", 1)
+    assert len(measured) > 1
+    for snapshot in measured:
+        in_flight = snapshot.counts.in_flight_seconds / 0.25
+        assert in_flight == pytest.approx(2 * per_connection, rel=0.05)
+
+
 def slow(socket: FakeSocket, _number: int) -> None:
     socket.say(EXPECTED, after=30 * MS)
 

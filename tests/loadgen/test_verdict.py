@@ -11,6 +11,7 @@ from loadgen import verdict
 from loadgen.plan import Plan
 from loadgen.tally import Counts, Tally
 from loadgen.thresholds import Result, parse_threshold
+from loadgen.traffic import Traffic
 from loadgen.verdict import Verdict, examine, judge, notes
 
 from .runs import MS, recorded, snapshots
@@ -260,12 +261,25 @@ def test_figures_that_do_not_fit_together_are_said_to() -> None:
     assert not loader.obeys_little
     assert loader.rate_times_latency == pytest.approx(60.0, rel=1e-3)
     assert labels(Plan(rate=100.0), tally) == ["LITTLE'S LAW"]
+    tally.elapsed = 0.5
+    assert labels(Plan(rate=100.0), tally) == [], "in less than 600 ms nothing has to fit"
     fitting = measured(0.1, served=600 * MS, waited=0, in_flight_seconds=55.0)
     assert labels(Plan(rate=100.0), fitting) == []
 
 
 def labels(plan: Plan, tally: Tally) -> list[str]:
     return [note.partition(":")[0] for note in notes(plan, tally, examine(tally, 1))]
+
+
+def test_where_no_reply_is_right_the_expectation_may_be_wrong() -> None:
+    tally = snapshots(Counts(held=1, sent=3, wrong=3))
+    assert labels(Plan(), tally) == ["NONE RIGHT"]
+    [note] = notes(Plan(traffic=Traffic(expect="echo")), tally, examine(tally, 1))
+    assert note.startswith("NONE RIGHT: no reply was what --expect echo demands; ")
+    assert labels(Plan(traffic=Traffic(expect="none")), tally) == []
+    assert "NONE RIGHT" not in labels(
+        Plan(), snapshots(Counts(held=1, sent=3, wrong=2, verified=1))
+    )
 
 
 def test_the_gravest_is_said_first() -> None:

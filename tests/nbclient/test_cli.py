@@ -68,7 +68,7 @@ def sender(address: Target) -> list[str]:
     """What does as ``nbclient send --lines``, whose start is for a good part its options."""
     code = (
         "import sys; from nbclient.cli import send; from nbnet.command import run\n"
-        "run(lambda prog_name: send(lines=True, target=sys.argv[1:]), 'nbclient')"
+        "run(lambda **_: send(lines=True, target=sys.argv[1:]), 'nbclient')"
     )
     return [sys.executable, "-c", code, str(address)]
 
@@ -502,7 +502,7 @@ def test_a_server_that_closes(scripted: Callable[..., Target]) -> None:
         (["--timeout", "soon", "abc"], "--timeout: 'soon' is no duration"),
         (["--timeout", "0", "abc"], "a timeout of 0.0 is not above 0 seconds"),
         (["--retries", "some", "abc"], "--retries: 'some' is no count"),
-        (["--tls-ca", "no-such.pem", "abc"], "cannot use no-such.pem: No such file"),
+        (["--tls-ca", "no-such.pem", "abc"], "no-such.pem: No such file"),
         ([], "nothing to send: give a PAYLOAD, - or --lines"),
         (["--lines", "abc"], "--lines takes its payloads from stdin: no PAYLOAD besides"),
         (["-x"], "no option -x (as a payload: -- -x)"),

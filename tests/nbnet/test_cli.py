@@ -111,7 +111,7 @@ def test_limits_are_taken_from_the_command_line() -> None:
     [
         (["serve", "--log-level", "loud"], 2, "--log-level: 'loud' is none of debug, info, error"),
         (["serve", "--idle-timeout", "soon"], 2, "--idle-timeout: 'soon' is no duration"),
-        (["serve", "--max-frame", "1MiB"], 2, "max_frame is 1048576, expected 1 to 99999"),
+        (["serve", "--max-frame", "1MiB"], 2, "max-frame is 1048576, expected 1 to 99999"),
         (["serve", "--host", "host.invalid"], 1, "cannot listen on host.invalid:6789"),
     ],
 )
@@ -299,8 +299,10 @@ def test_the_service_manager_hears_of_start_reload_and_stop(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--workers", "0"], "--workers: 0, expected 1 to 1024"),
-        (["--workers", "many"], "--workers: 'many' is no count"),
+        (["--port", "http"], "--port: 'http': expected 0 to 65535"),
+        (["--port", "65536"], "--port: '65536': expected 0 to 65535"),
+        (["--workers", "0"], "--workers: '0': expected 1 to 1024 or auto"),
+        (["--workers", "many"], "--workers: 'many': expected 1 to 1024 or auto"),
         (["--proxy-protocol", "everybody"], "--proxy-protocol: 'everybody' is no network"),
         (["--log-format", "xml"], "--log-format: 'xml' is none of text, json"),
         (["--config", "nothing.toml"], "cannot read nothing.toml: No such file"),

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from typing import Annotated
 
 import pytest
+import typer
 
 from nbnet.command import CommandError, make_app, parsed, run
 
@@ -117,3 +119,33 @@ def test_ctrl_c_outside_of_the_command_is_no_traceback(capsys: pytest.CaptureFix
     with pytest.raises(SystemExit) as ended:
         run(interrupted, "tool")  # type: ignore[arg-type]
     assert (ended.value.code, capsys.readouterr().err) == (130, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--nosuch"], "tool: no such option: --nosuch (see tool --help)\n"),
+        (["--count"], "tool: option '--count' requires an argument (see tool --help)\n"),
+        (["--flag=yes"], "tool: option '--flag' does not take a value (see tool --help)\n"),
+        ([], ""),
+    ],
+)
+def test_what_the_parser_refuses_is_a_line_too(
+    arguments: list[str],
+    line: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    app = make_app(no_args_is_help=True)
+
+    @app.command(no_args_is_help=True)
+    def work(count: str = "1", flag: Annotated[bool, typer.Option("--flag")] = False) -> None:
+        """Never called."""
+
+    monkeypatch.setattr("sys.stdout", sys.stdout)  # put back at the end
+    monkeypatch.setattr("sys.argv", ["tool", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        run(app, "tool")
+    said = capsys.readouterr()
+    assert (ended.value.code, said.err) == (2, line)
+    assert ("Usage: tool" in said.out) == (not arguments)

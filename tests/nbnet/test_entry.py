@@ -1,4 +1,4 @@
-"""The command ``nbclient`` where Jupyter's package of that name is, or was, installed too.
+"""The console scripts: Ctrl-C at their start, and ``nbclient`` where Jupyter's is, too.
 
 An installation is a directory of copies on the path of another interpreter; an
 installer that copies one package over another is ``shutil``.
@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -107,6 +108,36 @@ def others_work(*path: Path) -> None:
     assert "Usage: nbnet " in said[1]
     assert "Usage: loadgen " in said[3]
     assert said[4:] == [""]
+
+
+COMMANDS = [entry.nbnet, entry.nbclient, entry.loadgen]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_interrupt_before_a_command_has_begun_is_no_traceback(
+    command: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib, "import_module", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        command()
+    assert ended.value.code == 130
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_script_runs_its_command(
+    command: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    name = command.__name__
+    monkeypatch.setattr("sys.argv", [name, "--version"])
+    with pytest.raises(SystemExit) as ended:
+        command()
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"{name} {nbnet.__version__}\n"
 
 
 def test_an_installation_in_order(tmp_path: Path) -> None:

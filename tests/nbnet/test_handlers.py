@@ -46,6 +46,28 @@ def test_a_bad_name_is_refused_with_the_reason(name: str, message: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("number", "source", "message"),
+    [
+        (1, "async def handle(payload): return payload", "handle is async, expected a plain"),
+        (2, "def handle(): return b''", "too many positional arguments: expected one that takes"),
+        (3, "def handle(a, b, c): return a", "missing a required argument: 'c': expected one"),
+    ],
+)
+def test_what_cannot_be_called_with_a_payload_is_refused(
+    number: int, source: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"unfit_handler_{number}"
+    (tmp_path / f"{name}.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        load_handler(f"{name}:handle")
+
+
+def test_what_tells_nothing_of_its_parameters_is_taken() -> None:
+    assert load_handler("builtins:bytes")(b"abc") == b"abc"  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
     ("number", "code", "reason"),
     [
         (1, "1 / 0", "ZeroDivisionError: division by zero"),

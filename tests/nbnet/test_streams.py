@@ -106,11 +106,13 @@ def test_standard_error_that_is_closed_goes_nowhere(monkeypatch: pytest.MonkeyPa
         sys.stderr = None
         streams.guard_stderr()
         assert os.readlink("/proc/self/fd/2") == os.devnull  # noqa: PTH115
+        assert os.get_inheritable(2)
         os.close(2)
         os.close(0)  # which is what the next file gets
         sys.stderr = None
         streams.guard_stderr()
         print("lost", file=sys.stderr, flush=True)
+        assert os.get_inheritable(2)
 
     monkeypatch.setattr(sys, "stderr", sys.stderr)
     assert exit_code(in_child(closed)) == 0
