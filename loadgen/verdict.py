@@ -101,6 +101,8 @@ def judge(
 
     >>> judge(Counts(held=1, sent=3, verified=3), interrupted=False)
     Verdict(text='OK: every reply verified', exit_code=0)
+    >>> judge(Counts(held=1, sent=3, verified=3, unsent=1), interrupted=False).text
+    'OK: every reply verified; 75.0 % of the requests planned were sent'
     """
     found = Counter({name: getattr(counts, name) for name in _FAULTS})
     faults = _count_faults(uncovered(found, thresholds))
@@ -134,6 +136,9 @@ def judge(
     text = f"OK: {_count_faults(found) or 'every reply verified'}"
     if thresholds:
         text += f", {_thresholds(len(thresholds))} passed"
+    planned = counts.sent + counts.unsent
+    if counts.sent < REACHED * planned:  # who reads this line alone is to know
+        text += f"; {100 * counts.sent / planned:.1f} % of the requests planned were sent"
     return Verdict(text, EXIT_FINE)
 
 
