@@ -12,6 +12,7 @@ import pytest
 import trustme
 
 from loadgen import agent
+from loadgen.clocks import Sample
 from loadgen.dask_link import (
     LOST_AFTER,
     SILENT_AFTER,
@@ -135,6 +136,32 @@ def test_without_a_scheduler_all_hosts_are_gone() -> None:
     link._look(100.1, 100.2)
     words = "the scheduler is gone"
     assert heard(link) == [Event(ONE, Heard.GONE, words), Event(OTHER, Heard.GONE, words)]
+
+
+def test_the_clock_of_a_host_is_looked_at_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loadgen.dask_link._ASK", 0.001)
+    asked = []
+
+    async def ask(host: str) -> Sample:
+        asked.append(host)
+        if len(asked) == 2:
+            raise OSError("it does not answer this time")
+        return Sample(1, len(asked), 2)
+
+    async def watch() -> list[Event]:
+        watching = asyncio.ensure_future(link._watch_clock(ONE))
+        events: list[Event] = []
+        while len(events) < 2:
+            await asyncio.sleep(0)
+            events += heard(link)
+        watching.cancel()
+        return events
+
+    link = unconnected()
+    monkeypatch.setattr(link, "_ask", ask)
+    first, second, *_ = asyncio.run(watch())
+    assert first == Event(ONE, Heard.TIME, Sample(1, 1, 2))
+    assert second == Event(ONE, Heard.TIME, Sample(1, 3, 2))
 
 
 # Calls -------------------------------------------------------------------------
