@@ -653,3 +653,47 @@ def test_a_request_begun_elsewhere_has_its_time_here() -> None:
 def test_a_reply_may_be_longer_than_any_whose_header_is_at_hand(size: int) -> None:
     served = connection(lambda _: b"x" * size)
     assert served.receive(b"00001a", 1.0) == encode_frame(b"x" * size)
+
+
+def test_the_end_of_input_ends_it_once_all_is_sent() -> None:
+    served = connection()
+    served.receive(b"00001a", 1.0)
+    served.receive_eof()
+    assert state_of(served) is State.FLUSHING
+    served.take(0, 1.0)
+    assert state_of(served) is State.CLOSED
+
+
+def test_a_fault_while_replies_wait_ends_it_once_they_are_sent() -> None:
+    served = connection()
+    served.block(b"00001a", 1.0)
+    assert served.receive(b"00001bX", 1.0) == b"00001b"
+    assert state_of(served) is State.FLUSHING
+    served.block(b"00001b", 1.0)
+    served.take(12, 1.0)
+    assert state_of(served) is State.LINGERING
+
+
+def test_a_stop_while_too_many_replies_wait_ends_it_once_they_are_sent() -> None:
+    served = connection(limits=Limits(high_water=4, low_water=0))
+    served.block(b"00001a", 1.0)
+    assert state_of(served) is State.PAUSED
+    served.stop(1.0)
+    assert state_of(served) is State.FLUSHING
+    assert served._counters.paused_now == 0
+    served.take(6, 1.0)
+    assert state_of(served) is State.LINGERING
+
+
+def test_whoever_moves_out_is_closed_here() -> None:
+    introducing, busy = timed(proxied=True), timed()
+    busy.receive(b"00001a00001b", AT)
+    writing, paused = connection(), connection(limits=Limits(high_water=4, low_water=0))
+    for served in (writing, paused):
+        served.block(b"00001a", 1.0)
+    moving = (introducing, timed(), busy, writing, paused)
+    assert {state_of(served) for served in moving} == MOVABLE
+    for served in moving:
+        served.move_out()
+        assert state_of(served) is State.CLOSED
+        assert (served._counters.unsent, served._counters.paused_now) == (0, 0)
