@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import time
 
-from loadgen.agent import _Agent, _messages
+import pytest
+
+from loadgen.agent import LEASE, _Agent, _messages
 from loadgen.share import LENGTH
 
 
@@ -39,3 +42,31 @@ def test_half_a_message_is_waited_for() -> None:
         os.write(writing, b"cd")
         os.close(writing)
         assert list(messages) == [(0, b"abcd")]
+
+
+class Child:
+    """The process, as far as it is killed."""
+
+    killed = False
+
+    def kill(self) -> None:
+        self.killed = True
+
+
+@pytest.mark.parametrize(
+    ("leases", "stopping", "killed"), [(0.5, False, False), (1.5, True, False), (2.5, False, True)]
+)
+def test_an_agent_that_nobody_asks_stops_its_process_and_then_kills_it(
+    leases: float, stopping: bool, killed: bool
+) -> None:
+    reading, writing = os.pipe()
+    child = Child()
+    with os.fdopen(reading, "rb", buffering=0) as output:
+        agent = _Agent("a run", b"", time.monotonic() - leases * LEASE)
+        agent.child = child if killed else None  # type: ignore[assignment]
+        os.write(writing, LENGTH.pack(1) + b"x")
+        messages = _messages(agent, output)
+        assert next(messages) == (0, b"x")
+        os.close(writing)
+        assert [each for each in messages if each[1] is not None] == []
+    assert (agent.stopping, child.killed) == (stopping, killed)

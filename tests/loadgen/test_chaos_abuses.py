@@ -105,8 +105,18 @@ def test_the_bundled_server_answers_every_abuse_as_the_protocol_says() -> None:
 
 
 def test_another_server_that_keeps_the_protocol_is_not_blamed(serve: Serve) -> None:
-    outcomes = storm(serve(obedient).address, *ABUSES, abusers=2)
+    outcomes = storm(serve(obedient).address, *ABUSES, abusers=2, patience=20.0)
     assert [example for outcome in outcomes for example in outcome.examples] == []
+
+
+@pytest.mark.parametrize("bulk", [2_000, 4 << 20], ids=["at once", "in the end"])
+def test_slow_readers_have_all_that_they_ask_for(
+    bulk: int, address: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the kernel takes all of it at the first go, or less than all while they are slow."""
+    monkeypatch.setattr("loadgen.chaos_storm.BULK", bulk)
+    [outcome] = storm(address, "slow-read", abusers=1, patience=20.0)
+    assert (outcome.right, outcome.examples) == (1, [])
 
 
 def test_any_well_formed_reply_will_do_where_none_is_expected(serve: Serve) -> None:

@@ -5,12 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import trustme
 
 from loadgen import agent
-from loadgen.dask_link import LOST_AFTER, SILENT_AFTER, DaskLink, _by_address, _expected, _reason
+from loadgen.clocks import Sample
+from loadgen.dask_link import (
+    LOST_AFTER,
+    SILENT_AFTER,
+    DaskLink,
+    _by_address,
+    _expected,
+    _reason,
+    _security,
+)
 from loadgen.link import Event, Heard, Host
 from loadgen.plan import ClusterPlan
 from nbnet.command import CommandError
@@ -127,6 +138,32 @@ def test_without_a_scheduler_all_hosts_are_gone() -> None:
     assert heard(link) == [Event(ONE, Heard.GONE, words), Event(OTHER, Heard.GONE, words)]
 
 
+def test_the_clock_of_a_host_is_looked_at_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loadgen.dask_link._ASK", 0.001)
+    asked = []
+
+    async def ask(host: str) -> Sample:
+        asked.append(host)
+        if len(asked) == 2:
+            raise OSError("it does not answer this time")
+        return Sample(1, len(asked), 2)
+
+    async def watch() -> list[Event]:
+        watching = asyncio.ensure_future(link._watch_clock(ONE))
+        events: list[Event] = []
+        while len(events) < 2:
+            await asyncio.sleep(0)
+            events += heard(link)
+        watching.cancel()
+        return events
+
+    link = unconnected()
+    monkeypatch.setattr(link, "_ask", ask)
+    first, second, *_ = asyncio.run(watch())
+    assert first == Event(ONE, Heard.TIME, Sample(1, 1, 2))
+    assert second == Event(ONE, Heard.TIME, Sample(1, 3, 2))
+
+
 # Calls -------------------------------------------------------------------------
 
 
@@ -225,3 +262,25 @@ def test_why_there_is_no_connection(error: Exception, words: str) -> None:
     cause = OSError("in vain")
     cause.__cause__ = error if str(error) else None
     assert _reason(cause) == (words if str(error) else "in vain")
+
+
+def test_files_of_tls_that_cannot_be_read_are_a_line() -> None:
+    plan = ClusterPlan(scheduler="tls://s:1", authority="/no/ca", certificate="/no/cert")
+    with pytest.raises(CommandError, match=r"--cluster-ca, --cluster-cert, --cluster-key: "):
+        _security(plan)
+    with pytest.raises(CommandError, match=r"needs --cluster-ca and --cluster-cert"):
+        _security(ClusterPlan(scheduler="tls://s:1"))
+
+
+def test_files_of_tls_make_a_way_that_is_encrypted(tmp_path: Path) -> None:
+    authority, certificate = tmp_path / "ca.pem", tmp_path / "cert.pem"
+    issuer = trustme.CA()
+    issuer.cert_pem.write_to_path(str(authority))
+    issuer.issue_cert("me@here").private_key_and_cert_chain_pem.write_to_path(str(certificate))
+    plan = ClusterPlan(
+        scheduler="tls://s:1", authority=str(authority), certificate=str(certificate)
+    )
+    security = _security(plan)
+    assert security.require_encryption
+    assert security.tls_ca_file == str(authority)
+    assert not _security(ClusterPlan(scheduler="tcp://s:1")).require_encryption

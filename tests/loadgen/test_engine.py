@@ -937,3 +937,14 @@ def test_nothing_is_sent_for_a_reply_that_is_read_when_time_is_over(
     outcome = run(world, connections=20, duration=0.009, **options)
     assert outcome.elapsed == 0.009
     assert outcome.counts.verified == outcome.counts.sent > outcome.counts.on_time
+
+
+def test_a_connection_that_ends_while_it_thinks_is_given_nothing() -> None:
+    def serve(socket: FakeSocket, number: int) -> None:
+        socket.say(EXPECTED)
+        if number == 2 and socket is socket.world.sockets[0]:
+            socket.close_by_server(after=2 * LATENCY)
+
+    counts = run(World(server=serve), connections=2, duration=0.05, think=0.005).counts
+    assert (counts.lost, counts.failed) == (1, 0)
+    assert counts.verified == counts.sent > 4

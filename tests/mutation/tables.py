@@ -96,7 +96,9 @@ def main() -> int:
         mutant.apply()
     import pytest
 
-    return int(pytest.main([*TEST_OPTIONS, "-x", "-q", *tests]))
+    # The tables had to be changed before pytest could rewrite the package's assertions.
+    quiet = ("-W", "ignore::pytest.PytestAssertRewriteWarning")
+    return int(pytest.main([*TEST_OPTIONS, *quiet, "-x", "-q", *tests]))
 
 
 if __name__ == "__main__":

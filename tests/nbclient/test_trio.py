@@ -21,6 +21,7 @@ from trio.testing import MockClock, memory_stream_pair
 from nbclient import AsyncClient, ClosedError, ConnectError, ConnectionLost, RequestTimeout
 from nbclient.exchange import Exchange, Request
 from nbclient.servers import Server
+from nbclient.trio import open_stream
 from nbclient.trio_connection import Call, Connection
 from nbnet.framing import FrameDecoder, encode_frame
 from nbnet.notation import Address, Target
@@ -553,3 +554,22 @@ async def test_after_a_fault_no_role_is_handed_on() -> None:
     connection.exchange.poison(ConnectionLost("gone"))
     assert connection.leave(other), "it has to be closed"
     assert connection.heir is None
+
+
+async def test_ctrl_c_in_a_handshake_closes_its_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def interrupted(_: trio.SSLStream[trio.abc.Stream]) -> None:
+        await trio.lowlevel.checkpoint()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trio.SSLStream, "do_handshake", interrupted)
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with listeners[0] as listener:
+        host, port = listener.socket.getsockname()
+        target = Address(host, port, tls=True)
+        settings = AsyncClient(str(target))._settings
+        with pytest.raises(KeyboardInterrupt):
+            await open_stream(target, settings)
+        with trio.fail_after(20.0):
+            peer = await listener.accept()
+            assert await peer.receive_some() == b""
+            await peer.aclose()

@@ -14,7 +14,7 @@ from support.lives import live, lives
 
 from nbnet.connection import Connection
 from nbnet.counters import Counters
-from nbnet.framing import MAX_PAYLOAD, encode_frame
+from nbnet.framing import MAX_PAYLOAD, TABLE_SIZE, encode_frame
 from nbnet.handlers import Bound, reverse
 from nbnet.limits import Limits
 from nbnet.proxy import Header
@@ -394,20 +394,25 @@ def test_a_time_of_nought_is_no_limit() -> None:
     ],
 )
 def test_a_stop_ends_at_once_what_is_idle_and_waits_for_what_was_begun(
-    said: bytes, after: float, state: State
+    said: bytes, after: float, state: State, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.DEBUG, logger="nbnet")
     served = timed()
     if said:
         served.receive(said, AT)
+    caplog.clear()
     served.stop(AT + after)
     assert state_of(served) is state
+    assert caplog.messages == ["peer: the server stops"] * (state is State.CLOSED)
 
 
 @pytest.mark.parametrize("how", ["proxied", "secure"])
-def test_a_stop_ends_those_who_are_not_in_yet(how: str) -> None:
+def test_a_stop_ends_those_who_are_not_in_yet(how: str, caplog: pytest.LogCaptureFixture) -> None:
     served = timed(**{how: True})
-    served.stop(AT)
+    with caplog.at_level(logging.DEBUG, logger="nbnet"):
+        served.stop(AT)
     assert state_of(served) is State.CLOSED
+    assert caplog.messages == ["peer: the server stops"]
 
 
 def test_what_was_begun_is_answered_then_it_ends() -> None:
@@ -537,17 +542,18 @@ def test_what_waits_and_what_was_not_sent_moves_along() -> None:
 
 def test_above_the_high_water_mark_it_pauses_and_at_the_low_one_it_goes_on() -> None:
     served = connection(limits=Limits(high_water=12, low_water=6))
+    served._counters.paused = served._counters.paused_now = 4  # those of others
     served.block(b"00001a00001b", 1.0)
     assert state_of(served) is State.WRITING, "at the mark is not above it"
     served.block(b"c", 1.0)
     assert state_of(served) is State.PAUSED
     counters = served._counters
-    assert (counters.paused, counters.paused_now, counters.unsent) == (1, 1, 13)
+    assert (counters.paused, counters.paused_now, counters.unsent) == (5, 5, 13)
     served.take(6, 1.0)
     assert state_of(served) is State.PAUSED
     served.take(1, 1.0)
     assert state_of(served) is State.WRITING
-    assert (counters.paused, counters.paused_now, counters.unsent) == (1, 0, 6)
+    assert (counters.paused, counters.paused_now, counters.unsent) == (5, 4, 6)
     served.take(6, 1.0)
     assert (state_of(served), counters.unsent) == (State.READING, 0)
 
@@ -568,15 +574,16 @@ def test_what_is_flushed_before_a_peer_has_ended_is_not_lingered_for() -> None:
 @pytest.mark.parametrize("count", [127, 128, 129, 1023, 1024, 1025])
 def test_as_many_are_answered_at_once_as_a_turn_allows(count: int) -> None:
     served = connection()
+    served.receive(b"00001x", 1.0)
     replies = served.receive(b"00001a" * (count - 1) + b"00002bc", 1.0)
     turn = min(count, 1024)
     assert replies == (b"00001a" * (count - 1) + b"00002cb")[: 6 * turn + (turn == count)]
-    assert served.requests == turn
+    assert served.requests == 1 + turn
     assert len(served.waiting) == count - turn
     assert state_of(served) is (State.BUSY if count > turn else State.READING)
     if served.waiting:
         assert served.resume(1.0) == b"00002cb"
-    assert (served.requests, state_of(served)) == (count, State.READING)
+    assert (served.requests, state_of(served)) == (1 + count, State.READING)
 
 
 def test_much_output_ends_a_turn() -> None:
@@ -587,11 +594,15 @@ def test_much_output_ends_a_turn() -> None:
     assert state_of(served) is State.BUSY
 
 
-def test_of_many_requests_those_before_a_failure_are_answered_and_counted() -> None:
+def test_of_many_requests_those_before_a_failure_are_answered_and_counted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     served = connection(fail_on_bad)
+    served.receive(b"00001x", 1.0)
     before = b"00001a00001b" * 100
     assert served.receive(before + b"00003bad" + before, 1.0) == before
-    assert (served.requests, served._counters.handler_errors) == (200, 1)
+    assert (served.requests, served._counters.handler_errors) == (201, 1)
+    assert caplog.messages == ["peer: closing, the handler failed: handler"]
     assert state_of(served) is State.FLUSHING
     assert served.waiting == ()
 
@@ -617,3 +628,72 @@ def test_a_fault_is_counted_once_and_told_with_what_was_answered(
         "peer: closing after 2 requests, protocol error: expected a digit of a length, got b'+'"
     ]
     assert served._counters.protocol_errors == 5
+
+
+def test_many_requests_that_waited_give_the_next_one_its_time() -> None:
+    served = connection(limits=Limits(frames_per_turn=200, frame_timeout=3.0))
+    served.receive(b"00001a00001b" * 200 + b"000", 20.0)
+    assert state_of(served) is State.BUSY
+    served.resume(29.0)
+    assert state_of(served) is State.READING
+    assert served.deadline() == (32.0, "frame")
+
+
+def test_a_request_begun_elsewhere_has_its_time_here() -> None:
+    served = timed()
+    served.unpack(b"000", b"", 20.0)
+    assert served.deadline() == (23.0, "frame")
+    whole = timed()
+    whole.unpack(b"00001a", b"", 20.0)
+    assert whole.resume(21.0) == b"00001a"
+    assert whole.deadline() == (25.0, "idle")
+
+
+@pytest.mark.parametrize("size", [TABLE_SIZE - 1, TABLE_SIZE, TABLE_SIZE + 1])
+def test_a_reply_may_be_longer_than_any_whose_header_is_at_hand(size: int) -> None:
+    served = connection(lambda _: b"x" * size)
+    assert served.receive(b"00001a", 1.0) == encode_frame(b"x" * size)
+
+
+def test_the_end_of_input_ends_it_once_all_is_sent() -> None:
+    served = connection()
+    served.receive(b"00001a", 1.0)
+    served.receive_eof()
+    assert state_of(served) is State.FLUSHING
+    served.take(0, 1.0)
+    assert state_of(served) is State.CLOSED
+
+
+def test_a_fault_while_replies_wait_ends_it_once_they_are_sent() -> None:
+    served = connection()
+    served.block(b"00001a", 1.0)
+    assert served.receive(b"00001bX", 1.0) == b"00001b"
+    assert state_of(served) is State.FLUSHING
+    served.block(b"00001b", 1.0)
+    served.take(12, 1.0)
+    assert state_of(served) is State.LINGERING
+
+
+def test_a_stop_while_too_many_replies_wait_ends_it_once_they_are_sent() -> None:
+    served = connection(limits=Limits(high_water=4, low_water=0))
+    served.block(b"00001a", 1.0)
+    assert state_of(served) is State.PAUSED
+    served.stop(1.0)
+    assert state_of(served) is State.FLUSHING
+    assert served._counters.paused_now == 0
+    served.take(6, 1.0)
+    assert state_of(served) is State.LINGERING
+
+
+def test_whoever_moves_out_is_closed_here() -> None:
+    introducing, busy = timed(proxied=True), timed()
+    busy.receive(b"00001a00001b", AT)
+    writing, paused = connection(), connection(limits=Limits(high_water=4, low_water=0))
+    for served in (writing, paused):
+        served.block(b"00001a", 1.0)
+    moving = (introducing, timed(), busy, writing, paused)
+    assert {state_of(served) for served in moving} == MOVABLE
+    for served in moving:
+        served.move_out()
+        assert state_of(served) is State.CLOSED
+        assert (served._counters.unsent, served._counters.paused_now) == (0, 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nbnet.pollers import READ
+from nbnet.pollers import READ, WRITE
 from nbnet.states import INTEREST, MOVABLE, READS, TRANSITIONS, Event, State
 
 
@@ -39,8 +39,17 @@ def test_every_event_is_used_and_every_state_has_an_interest() -> None:
     assert {state for state in State if not INTEREST[state]} == {State.WORKING, State.CLOSED}
 
 
+def test_output_is_waited_for_where_some_waits_and_nowhere_else() -> None:
+    """A poller tells at once, again and again, that an idle connection can be written."""
+    waits = {State.DELIVERING, State.WRITING, State.PAUSED, State.FLUSHING}
+    assert {state for state in State if INTEREST[state] & WRITE} == waits
+
+
 def test_what_is_read_is_asked_for() -> None:
-    assert all(INTEREST[state] & READ for state in READS)
+    asked = {state for state in State if INTEREST[state] & READ}
+    # The first two read what is no request; the third will read again in a moment.
+    assert asked - {State.INTRODUCING, State.HANDSHAKING, State.BUSY} == READS
+    assert asked > READS
 
 
 def test_every_connection_that_can_move_leaves_its_process_at_once() -> None:

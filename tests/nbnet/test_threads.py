@@ -222,6 +222,54 @@ def test_a_stop_is_acted_on_although_replies_were_refused_before_the_last_one() 
     assert served.unsent == b"00001a00001b"
 
 
+def test_more_requests_wait_until_the_replies_before_them_are_sent() -> None:
+    pool = FakePool(window=2)
+    served = connection(pool)
+    served._counters.in_flight = 4  # those of others
+    served.receive(b"00001a00001b00001c00001d", 1.0)
+    assert served._counters.in_flight == 6
+    pool.run()
+    served.block(collect(served, pool), 1.0)
+    pool.run()
+    pool.run()
+    served.block(collect(served, pool), 1.0)
+    assert served.state is State.PAUSED
+    assert (list(served.waiting), pool.todo) == ([b"d"], [])
+    served.take(18, 1.0)
+    assert served.state.value == "busy"
+    served.resume(1.0)
+    assert [job.payload for _, job in pool.todo] == [b"d"]
+
+
+def test_requests_that_come_while_replies_wait_are_not_worked_on() -> None:
+    pool = FakePool()
+    served = connection(pool)
+    served.block(b"00001a", 1.0)
+    assert served.receive(b"00001b", 1.0) == b""
+    assert served.state is State.PAUSED
+    assert pool.todo == []
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_a_peer_is_not_blamed_for_the_time_that_threads_took(*, refused: bool) -> None:
+    pool = FakePool(window=2)
+    served = connection(pool, limits=Limits(frame_timeout=3.0))
+    served.receive(b"00001a00001b000", 20.0)
+    assert served.deadline() == (math.inf, "turn")
+    pool.run()
+    first = collect(served, pool)
+    if refused:
+        served.block(first, 20.0)
+    pool.run()
+    for _, job in pool.take_done():
+        job.done = True
+    served.collect(29.0)
+    if refused:
+        served.take(6, 29.0)
+    assert served.state is State.READING
+    assert served.deadline() == (32.0, "frame")
+
+
 class Peer(RuleBasedStateMachine):
     """Anything may happen at any time: the table is kept and no reply is lost."""
 
