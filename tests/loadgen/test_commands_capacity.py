@@ -62,8 +62,8 @@ def test_the_bundled_server_is_searched_and_started_once(tmp_path: Path) -> None
     assert document["embedded"] is True
     assert document["plan"]["connections"] == 5
     for step, due in zip(document["steps"], [40, 80, 120], strict=True):
-        # What is in flight when measuring begins is measured as well.
-        assert due <= step["planned"] <= due + 5
+        # What is in flight when measuring begins, or late then, is measured as well.
+        assert due <= step["planned"] < 2 * due
     assert "CAPACITY: 400 requests/s" in html_file.read_text()
     assert not any(type(each).__module__ == "pygal" for each in sys.meta_path)
 
