@@ -19,6 +19,8 @@ CONNECTION_BYTES: Final = 16 << 10
 """Memory that a connection takes at most while little is under way, on both ends,
 which on loopback are on this machine: some 4 KiB a socket in the kernel and 2 KiB
 in an engine were measured."""
+REQUEST_BYTES: Final = 256
+"""Memory that a request in flight takes in an engine at most, besides its own bytes."""
 _LOOPBACK: Final = ipaddress.ip_network("127.0.0.0/8")
 _SOURCES: Final = 250
 """Addresses of 127.0.0.0/8 that connections may be spread over."""
@@ -49,7 +51,7 @@ def resolve(target: Address) -> SocketAddress:
 
 
 def check_machine(plan: Plan, workers: int, *, embedded: bool) -> None:
-    """Refuse a plan with more connections than this machine can hold.
+    """Refuse a plan with more connections, or requests in flight, than this machine can hold.
 
     Args:
         embedded: whether the bundled server is to hold their other ends.
@@ -80,6 +82,12 @@ def check_machine(plan: Plan, workers: int, *, embedded: bool) -> None:
         raise PlanError(
             f"{plan.connections} connections take more than the {memory >> 20} MiB of memory "
             f"that are free here: at most {memory // CONNECTION_BYTES}"
+        )
+    if plan.in_flight * REQUEST_BYTES > memory:
+        raise PlanError(
+            f"{plan.in_flight} requests in flight take more than the {memory >> 20} MiB of memory "
+            f"that are free here: at most {memory // REQUEST_BYTES}, of --pipeline on all "
+            "connections together"
         )
 
 

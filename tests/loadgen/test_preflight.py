@@ -17,6 +17,7 @@ from loadgen import preflight
 from loadgen.plan import Plan, PlanError
 from loadgen.preflight import (
     CONNECTION_BYTES,
+    REQUEST_BYTES,
     available_memory,
     check_machine,
     choose_sources,
@@ -255,6 +256,20 @@ def test_more_connections_than_memory_are_refused_with_what_would_work(memory: i
         )
         check_machine(Plan(connections=most), 1, embedded=True)
         assert named(refusal(Plan(connections=most + 1))) == most
+
+
+@quiet
+@given(st.integers(2 * CONNECTION_BYTES, 1 << 36))
+def test_more_requests_in_flight_than_memory_are_refused_with_what_would_work(memory: int) -> None:
+    with machine(memory=memory):
+        message = refusal(Plan(connections=2, active=1, pipeline=1 << 30))
+        most = memory // REQUEST_BYTES
+        assert message == (
+            f"{1 << 30} requests in flight take more than the {memory >> 20} MiB of memory that "
+            f"are free here: at most {most}, of --pipeline on all connections together"
+        )
+        check_machine(Plan(connections=2, active=1, pipeline=most), 1, embedded=True)
+        assert named(refusal(Plan(connections=2, active=1, pipeline=most + 1))) == most
 
 
 # Addresses to connect from -----------------------------------------------------------
