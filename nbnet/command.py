@@ -6,6 +6,7 @@ and an exit code; never a traceback.
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
@@ -17,6 +18,9 @@ from nbnet import streams
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_INTERRUPTED: Final = 130
+
+_OUT_OF: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+"""What no write to a stream fails with: another call did."""
 
 T = TypeVar("T")
 
@@ -69,7 +73,7 @@ def _outcome(app: typer.Typer, name: str) -> tuple[int, str]:
 
 
 def _unwritable(error: OSError) -> tuple[int, str]:
-    """What a command ends with that could not write to standard output.
+    """What a command ends with that could not write to standard output, or is out of resources.
 
     Other errors of the system each command expects, and deals with itself.
     """
@@ -77,6 +81,8 @@ def _unwritable(error: OSError) -> tuple[int, str]:
         return EXIT_FAILED, ""
     if error.filename is not None:
         return EXIT_FAILED, str(error)
+    if error.errno in _OUT_OF:
+        return EXIT_FAILED, f"out of resources: {error.strerror}"
     return EXIT_FAILED, f"cannot write standard output: {error.strerror or error}"
 
 
