@@ -67,6 +67,11 @@ def check_machine(plan: Plan, workers: int, *, embedded: bool) -> None:
             f"bundled server: at most {descriptors} (ulimit -Hn)"
         )
     if needed > descriptors:
+        if not descriptors:
+            raise PlanError(
+                f"{plan.connections} connections are more than the limit of open files allows "
+                f"here: it leaves none, at least {SPARE_FDS + 1} are needed (ulimit -Hn)"
+            )
         if workers == 1:
             raise PlanError(
                 f"{plan.connections} connections are more than the limit of open files allows "
@@ -75,7 +80,7 @@ def check_machine(plan: Plan, workers: int, *, embedded: bool) -> None:
         raise PlanError(
             f"{plan.connections} connections are {needed} a worker, more than the limit of open "
             f"files allows here: at most {descriptors * workers} with {workers} workers, or "
-            f"--workers {-(-plan.connections // max(1, descriptors))}"
+            f"--workers {-(-plan.connections // descriptors)}"
         )
     memory = available_memory()
     if plan.connections * CONNECTION_BYTES > memory:

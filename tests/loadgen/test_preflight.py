@@ -197,8 +197,17 @@ def test_more_connections_than_the_open_files_of_all_workers_are_refused() -> No
         )
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_where_no_worker_can_open_a_file_more_of_them_are_no_advice(workers: int) -> None:
+    with machine(fds=SPARE_FDS):
+        assert refusal(Plan(connections=2), workers) == (
+            "2 connections are more than the limit of open files allows here: it leaves none, at "
+            f"least {SPARE_FDS + 1} are needed (ulimit -Hn)"
+        )
+
+
 @quiet
-@given(st.integers(0, 500), st.integers(1, 8), st.booleans(), st.integers(1, 10_000))
+@given(st.integers(SPARE_FDS + 1, 500), st.integers(1, 8), st.booleans(), st.integers(1, 10_000))
 def test_the_number_of_connections_named_works_and_one_more_does_not(
     fds: int, workers: int, embedded: bool, connections: int
 ) -> None:
