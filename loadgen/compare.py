@@ -53,6 +53,10 @@ ERRORS_FLOOR: Final = 0.0001
 """The same of the share of requests that failed, as a difference."""
 
 
+class NoSuchFigureError(ValueError):
+    """No figure has the name that was to decide."""
+
+
 class Kind(enum.Enum):
     """What a figure is, and so what changes of it mean."""
 
@@ -202,8 +206,8 @@ def compare(
         confidence: that a finding needs, 0 to 1, of each figure by itself.
 
     Raises:
-        ValueError: a side has no runs, there is a run without its pair, or no figure
-            of that name.
+        NoSuchFigureError: no figure has that name.
+        ValueError: a side has no runs, or there is a run without its pair.
     """
     if not a or not b:
         raise ValueError("each side needs a run at least")
@@ -214,7 +218,7 @@ def compare(
     figures = [each for each in FIGURES if is_open or each.name != "service-p99"]
     name = by or ("p99" if is_open else "rate")
     if name not in {each.name for each in figures}:
-        raise ValueError(
+        raise NoSuchFigureError(
             f"no figure {name!r}: expected one of {', '.join(each.name for each in figures)}"
         )
     if len(a) == len(b) == 1:

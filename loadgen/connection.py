@@ -119,7 +119,7 @@ class Connection:
         self.due = self.sent = begun
         self.behind: deque[Request] | None = None  # most connections never need one
         self.matched = 0
-        self.unsent: list[bytes] = []
+        self.unsent: deque[bytes] = deque()
         self.replies = 0
         self.granted = 0
         self.decoder: FrameDecoder | None = None

@@ -74,7 +74,11 @@ def prepare(share: Share) -> list[Job]:
     """
     plans = share.plans()
     # What this machine has to hold: nothing else of the plan matters to the checks.
-    here = replace(share.plan, connections=sum(each.connections for each in plans), active=None)
+    here = replace(
+        share.plan,
+        connections=sum(each.connections for each in plans),
+        active=sum(each.senders for each in plans),
+    )
     preflight.check_machine(here, share.workers, embedded=False)
     if share.tls is not None:
         from nbnet.tls import client_context

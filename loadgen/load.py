@@ -331,10 +331,11 @@ class Load:
         # A piece for each request, to know which of them were sent whole.
         pieces = []
         last = reversed(connection.outstanding)
-        while rest:
-            start = max(0, len(rest) - len(next(last).frame))
-            pieces.append(rest[start:])
-            rest = rest[:start]
+        end = len(rest)
+        while end:
+            start = max(0, end - len(next(last).frame))
+            pieces.append(rest[start:end])
+            end = start
         connection.unsent.extend(reversed(pieces))
         connection.look()
 
@@ -353,7 +354,7 @@ class Load:
             if sent != len(data):
                 unsent[0] = data[sent:]
                 return
-            del unsent[0]
+            unsent.popleft()
         connection.look()
         self._watch(connection, READ)
 
@@ -472,10 +473,11 @@ class Load:
             self._receive_any(connection, connection.decoder, data, now)
             return
         start = answered = 0
+        asked = connection.in_flight - len(connection.unsent)
         while start < len(data):
             connection.take_apart()
             message = connection.message
-            if message is None or connection.in_flight <= len(connection.unsent):
+            if message is None or answered >= asked:
                 self._reject(connection, UNEXPECTED_BYTES, b"", data[start:])
                 return
             expected, matched = message.expected, connection.matched

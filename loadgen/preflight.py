@@ -19,6 +19,8 @@ CONNECTION_BYTES: Final = 16 << 10
 """Memory that a connection takes at most while little is under way, on both ends,
 which on loopback are on this machine: some 4 KiB a socket in the kernel and 2 KiB
 in an engine were measured."""
+REQUEST_BYTES: Final = 256
+"""Memory that a request in flight takes in an engine at most, besides its own bytes."""
 _LOOPBACK: Final = ipaddress.ip_network("127.0.0.0/8")
 _SOURCES: Final = 250
 """Addresses of 127.0.0.0/8 that connections may be spread over."""
@@ -49,7 +51,7 @@ def resolve(target: Address) -> SocketAddress:
 
 
 def check_machine(plan: Plan, workers: int, *, embedded: bool) -> None:
-    """Refuse a plan with more connections than this machine can hold.
+    """Refuse a plan with more connections, or requests in flight, than this machine can hold.
 
     Args:
         embedded: whether the bundled server is to hold their other ends.
@@ -65,6 +67,11 @@ def check_machine(plan: Plan, workers: int, *, embedded: bool) -> None:
             f"bundled server: at most {descriptors} (ulimit -Hn)"
         )
     if needed > descriptors:
+        if not descriptors:
+            raise PlanError(
+                f"{plan.connections} connections are more than the limit of open files allows "
+                f"here: it leaves none, at least {SPARE_FDS + 1} are needed (ulimit -Hn)"
+            )
         if workers == 1:
             raise PlanError(
                 f"{plan.connections} connections are more than the limit of open files allows "
@@ -73,13 +80,19 @@ def check_machine(plan: Plan, workers: int, *, embedded: bool) -> None:
         raise PlanError(
             f"{plan.connections} connections are {needed} a worker, more than the limit of open "
             f"files allows here: at most {descriptors * workers} with {workers} workers, or "
-            f"--workers {-(-plan.connections // max(1, descriptors))}"
+            f"--workers {-(-plan.connections // descriptors)}"
         )
     memory = available_memory()
     if plan.connections * CONNECTION_BYTES > memory:
         raise PlanError(
             f"{plan.connections} connections take more than the {memory >> 20} MiB of memory "
             f"that are free here: at most {memory // CONNECTION_BYTES}"
+        )
+    if plan.in_flight * REQUEST_BYTES > memory:
+        raise PlanError(
+            f"{plan.in_flight} requests in flight take more than the {memory >> 20} MiB of memory "
+            f"that are free here: at most {memory // REQUEST_BYTES}, of --pipeline on all "
+            "connections together"
         )
 
 

@@ -58,18 +58,19 @@ def main() -> None:
     raise_fd_limit()
     job = cast(Job, pickle.load(sys.stdin.buffer))
     # Snapshots have the pipe to themselves: whatever else prints goes to stderr.
-    output = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    descriptor = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     with contextlib.suppress(OSError):  # not allowed so much, or no such file
-        fcntl.fcntl(output, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
+        fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
     with contextlib.suppress(OSError):
         Path("/proc/self/timerslack_ns").write_text(_TIMER_SLACK)
 
-    def emit(snapshot: Snapshot) -> None:
-        pickle.dump(snapshot, output)
-        output.flush()
+    with os.fdopen(descriptor, "wb") as output, contextlib.closing(select.epoll()) as poller:
 
-    with contextlib.closing(select.epoll()) as poller:
+        def emit(snapshot: Snapshot) -> None:
+            pickle.dump(snapshot, output)
+            output.flush()
+
         pollers = [poller.fileno()]
         engine = Engine(
             job.plan,

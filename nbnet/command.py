@@ -6,6 +6,7 @@ and an exit code; never a traceback.
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
@@ -23,6 +24,8 @@ FLAG: Final = ""
 
 # All that the parser refuses; typer has a public name for this one kind of it alone.
 _UsageError: Any = typer.BadParameter.__base__
+_OUT_OF: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+"""What no write to a stream fails with: another call did."""
 
 T = TypeVar("T")
 
@@ -85,7 +88,7 @@ def _refusal(error: Any, name: str) -> str:
 
 
 def _unwritable(error: OSError) -> tuple[int, str]:
-    """What a command ends with that could not write to standard output.
+    """What a command ends with that could not write to standard output, or is out of resources.
 
     Other errors of the system each command expects, and deals with itself.
     """
@@ -93,6 +96,8 @@ def _unwritable(error: OSError) -> tuple[int, str]:
         return EXIT_FAILED, ""
     if error.filename is not None:
         return EXIT_FAILED, str(error)
+    if error.errno in _OUT_OF:
+        return EXIT_FAILED, f"out of resources: {error.strerror}"
     return EXIT_FAILED, f"cannot write standard output: {error.strerror or error}"
 
 

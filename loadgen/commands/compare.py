@@ -200,11 +200,13 @@ def _read(name: str) -> list[Document]:
     from pathlib import Path
 
     try:
-        document = json.loads(Path(name).read_bytes())
+        document = json.loads(Path(name).read_bytes(), parse_constant=_no_number)
     except OSError as error:
         raise CommandError(f"cannot read {name}: {error.strerror}", EXIT_USAGE) from error
     except ValueError as error:
         raise CommandError(f"{name}: is no JSON: {error}", EXIT_USAGE) from error
+    except RecursionError as error:
+        raise CommandError(f"{name}: is nested too deeply to be runs", EXIT_USAGE) from error
     schema = document.get("schema") if isinstance(document, dict) else None
     if schema == "loadgen/1":
         return [document]
@@ -214,6 +216,11 @@ def _read(name: str) -> list[Document]:
         f"{name}: has no runs: expected a file of loadgen --json, with --repeat or without",
         EXIT_USAGE,
     )
+
+
+def _no_number(text: str) -> float:
+    """Refuse what Python's JSON takes for a number and no other does; no run holds any."""
+    raise ValueError(f"{text} is no number")
 
 
 # Runs in turn. --------------------------------------------------------------
@@ -333,12 +340,13 @@ def _compared(
 
     try:
         return compare.compare(a, b, paired=paired, by=by, confidence=sure)
-    except ValueError as error:
+    except compare.NoSuchFigureError as error:
         raise CommandError(f"--by: {error}", EXIT_USAGE) from error
-    except (KeyError, TypeError, AttributeError) as error:
-        raise CommandError(
-            f"{where}: a run lacks {error}: it was not written by this version", EXIT_USAGE
-        ) from error
+    except KeyError as error:
+        why = f"a run lacks {error}"
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+        why = f"a run holds what is none of its figures ({error})"
+    raise CommandError(f"{where}: {why}: it was not written by this version", EXIT_USAGE)
 
 
 def _report(

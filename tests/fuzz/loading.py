@@ -160,7 +160,7 @@ def _counted(
         connection.decoder = FrameDecoder(min_payload=0)
     load.connections[connection.fd] = connection
     load.in_flight = len(messages)
-    connection.unsent = [b"00001a"] * unsent
+    connection.unsent.extend([b"00001a"] * unsent)
     while messages:
         size = min(len(messages), joined)
         if size > 1 and not unsent:

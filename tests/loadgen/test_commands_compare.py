@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from loadgen.compare import NoSuchFigureError
 from loadgen.plan import Plan, PlanError
 from loadgen.report import Run
 from loadgen.running import Site
@@ -208,6 +209,9 @@ def test_a_file_of_one_run_compared_with_itself_shows_nothing(tmp_path: Path) ->
         ("[]", "has no runs: expected a file of loadgen --json"),
         ('{"schema": "loadgen-repeat/1", "runs": []}', "has no runs"),
         ('{"schema": "loadgen/1"}', "a run lacks 'plan'"),
+        ('{"schema": "loadgen/1", "plan": 5}', "a run holds what is none of its figures"),
+        ('{"schema": "loadgen/1", "plan": NaN}', "is no JSON: NaN is no number"),
+        ("[" * 100_000, "is nested too deeply to be runs"),
     ],
 )
 def test_a_file_without_runs_is_told(tmp_path: Path, content: str, said: str) -> None:
@@ -215,6 +219,14 @@ def test_a_file_without_runs_is_told(tmp_path: Path, content: str, said: str) ->
     ended = call("compare", str(tmp_path / "x.json"), str(tmp_path / "x.json"))
     assert ended.code == 2
     assert said in ended.line
+
+
+def test_a_figure_that_is_no_number_is_not_put_down_to_an_option(tmp_path: Path) -> None:
+    run = run_of()
+    run["throughput"]["requests_per_second"] = "many"
+    a = saved(tmp_path / "a.json", run)
+    line = call("compare", a, a).line
+    assert line.startswith(f"loadgen: {a} and {a}: a run holds what is none of its figures (")
 
 
 # Usage -----------------------------------------------------------------------
@@ -263,7 +275,7 @@ def test_a_figure_that_cannot_decide_is_said(
     played: Played, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> None:
-        raise ValueError("nothing of it was measured")
+        raise NoSuchFigureError("nothing of it was measured")
 
     monkeypatch.setattr("loadgen.compare.compare", fail)
     ended = call("compare", "--a", A, "--b", B, "--repeat", "2")

@@ -15,7 +15,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from loadgen.connection import BAD_HEADER, EOF, RESET, TIMEOUT, UNEXPECTED_BYTES
+from loadgen.connection import (
+    BAD_HEADER,
+    EOF,
+    RESET,
+    TIMEOUT,
+    UNEXPECTED_BYTES,
+    Connection,
+)
 from loadgen.engine import LOOK_EVERY, MOST_SHARES
 from loadgen.histogram import Histogram, bucket_indices
 from loadgen.load import LATE, RETRY_AFTER
@@ -217,6 +224,28 @@ def test_a_pipeline_is_kept_full_and_filled_up_in_one_send() -> None:
     assert counts.in_flight_seconds == pytest.approx(0.04, rel=0.01)
     sends = [call for call in world.calls if call[0] == "send"]
     assert len(sends) < 40
+
+
+def test_a_deep_pipeline_is_not_walked_for_each_reply(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All its replies come in one read that is no whole one; a walk each is minutes of work."""
+    walks = 0
+    in_flight: Callable[[Connection], int] = vars(Connection)["in_flight"].fget
+
+    def counted(connection: Connection) -> int:
+        nonlocal walks
+        walks += 1
+        return in_flight(connection)
+
+    monkeypatch.setattr(Connection, "in_flight", property(counted))
+
+    def serve(socket: FakeSocket, number: int) -> None:
+        if number == 500:
+            socket.say(EXPECTED * 500 + EXPECTED[:3])
+            socket.say(EXPECTED[3:], after=2 * MS)
+
+    counts = run(World(server=serve), pipeline=501, requests=501, duration=0.1).counts
+    assert counts.verified == 501
+    assert walks < 50
 
 
 @settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])

@@ -17,6 +17,7 @@ from loadgen import preflight
 from loadgen.plan import Plan, PlanError
 from loadgen.preflight import (
     CONNECTION_BYTES,
+    REQUEST_BYTES,
     available_memory,
     check_machine,
     choose_sources,
@@ -196,8 +197,17 @@ def test_more_connections_than_the_open_files_of_all_workers_are_refused() -> No
         )
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_where_no_worker_can_open_a_file_more_of_them_are_no_advice(workers: int) -> None:
+    with machine(fds=SPARE_FDS):
+        assert refusal(Plan(connections=2), workers) == (
+            "2 connections are more than the limit of open files allows here: it leaves none, at "
+            f"least {SPARE_FDS + 1} are needed (ulimit -Hn)"
+        )
+
+
 @quiet
-@given(st.integers(0, 500), st.integers(1, 8), st.booleans(), st.integers(1, 10_000))
+@given(st.integers(SPARE_FDS + 1, 500), st.integers(1, 8), st.booleans(), st.integers(1, 10_000))
 def test_the_number_of_connections_named_works_and_one_more_does_not(
     fds: int, workers: int, embedded: bool, connections: int
 ) -> None:
@@ -255,6 +265,20 @@ def test_more_connections_than_memory_are_refused_with_what_would_work(memory: i
         )
         check_machine(Plan(connections=most), 1, embedded=True)
         assert named(refusal(Plan(connections=most + 1))) == most
+
+
+@quiet
+@given(st.integers(2 * CONNECTION_BYTES, 1 << 36))
+def test_more_requests_in_flight_than_memory_are_refused_with_what_would_work(memory: int) -> None:
+    with machine(memory=memory):
+        message = refusal(Plan(connections=2, active=1, pipeline=1 << 30))
+        most = memory // REQUEST_BYTES
+        assert message == (
+            f"{1 << 30} requests in flight take more than the {memory >> 20} MiB of memory that "
+            f"are free here: at most {most}, of --pipeline on all connections together"
+        )
+        check_machine(Plan(connections=2, active=1, pipeline=most), 1, embedded=True)
+        assert named(refusal(Plan(connections=2, active=1, pipeline=most + 1))) == most
 
 
 # Addresses to connect from -----------------------------------------------------------

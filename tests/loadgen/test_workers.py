@@ -102,6 +102,15 @@ def test_several_engines_share_a_server_and_their_snapshots_add_up(address: Targ
 
 
 @pytest.mark.usefixtures("started")
+def test_an_engine_leaves_nothing_open_for_the_interpreter_to_warn_of(
+    address: Target, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PYTHONWARNINGS", "default")
+    assert load(job(address)).counts.verified
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.usefixtures("started")
 @pytest.mark.parametrize(
     ("reply", "kind"),
     [

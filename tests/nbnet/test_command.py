@@ -37,6 +37,11 @@ def running(name: str, error: BaseException) -> None:
             1,
             "tool: cannot write standard output: No space left on device\n",
         ),
+        (
+            OSError(24, "Too many open files"),
+            1,
+            "tool: out of resources: Too many open files\n",
+        ),
         (FileNotFoundError(2, "No such file", "x"), 1, "tool: [Errno 2] No such file: 'x'\n"),
         (BrokenPipeError(32, "Broken pipe"), 1, ""),
         (KeyboardInterrupt(), 130, ""),
