@@ -151,7 +151,7 @@ def run(
                 hosts=hosts(),
             )
 
-        with _interrupts_stop(engines) as interrupted:
+        with _interrupts_stop(engines) as signals:
             with no_progress() if quiet else live_progress(plan) as draw:
                 for snapshot in engines:
                     tally.add(snapshot)
@@ -168,7 +168,8 @@ def run(
                         observe(tally, lambda: summed_up(ended=False, interrupted=True))
             # Reported before anything is waited for, so that a further Ctrl-C
             # cannot lose what was measured.
-            return report(summed_up(ended=True, interrupted=interrupted()))
+            signals.over = True
+            return report(summed_up(ended=True, interrupted=signals.seen))
 
 
 _Engines: TypeAlias = tuple[Crew, int, Address, Callable[[], tuple[HostFigures, ...]]]
@@ -284,24 +285,37 @@ def spare_workers(plan: Plan, *, embedded: bool) -> int:
     return max(1, min(cores, most))
 
 
+@dataclass(slots=True)
+class _Signals:
+    """What came meanwhile.
+
+    Attributes:
+        seen: whether one asked for an early end.
+        over: whether there is nothing left to be ended early.
+    """
+
+    seen: bool = False
+    over: bool = False
+
+
 @contextlib.contextmanager
-def _interrupts_stop(crew: Crew) -> Iterator[Callable[[], bool]]:
+def _interrupts_stop(crew: Crew) -> Iterator[_Signals]:
     """The first SIGINT or SIGTERM has the workers report, the second ends at once.
 
-    Gives what tells whether there was one.
+    When all is over SIGTERM does at once: a report may wait for ever, for somebody who
+    reads from a pipe. A Ctrl-C that comes too late should not cost it.
     """
-    seen = False
+    signals = _Signals()
 
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        nonlocal seen
-        if seen:
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        if signals.seen or (signals.over and number == signal.SIGTERM):
             raise KeyboardInterrupt
-        seen = True
+        signals.seen = True
         crew.stop()
 
     before = {each: signal.signal(each, interrupt) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: seen
+        yield signals
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
@@ -86,3 +88,19 @@ def test_histograms_of_each_second_are_kept_if_asked_for(address: Target) -> Non
     plan = Plan(connections=1, requests=3)
     finished = run(plan, Site(target=Address(*address)), the_run, keep_histograms=True)
     assert len(list(finished.tally.encoded())) == len(finished.tally.series) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_report_is_given_up_for_sigterm_and_not_for_one_ctrl_c(
+    address: Target, number: signal.Signals
+) -> None:
+    def report(finished: Run) -> Run:
+        os.kill(os.getpid(), number)
+        return finished
+
+    plan = Plan(connections=1, duration=0.1, requests=1)
+    if number is signal.SIGTERM:
+        with pytest.raises(KeyboardInterrupt):
+            run(plan, Site(target=Address(*address)), report, quiet=True)
+    else:
+        assert run(plan, Site(target=Address(*address)), report, quiet=True).tally.counts.sent == 1
