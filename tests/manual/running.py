@@ -161,6 +161,8 @@ class Running:
         """Run a command; what a terminal would show."""
         words = shlex.split(text, comments=True)
         if not re.search(r"[|&;<>$`]", re.sub(r"'[^']*'", "", text)) and words[0] in _HERE:
+            for path in self._place.glob("*.py"):  # of another page, by the same name
+                sys.modules.pop(path.stem, None)
             ended = run_here(_HERE[words[0]], *words[1:], environment=self._environment())
             self._code = ended.returncode
             return (ended.stderr + ended.stdout).decode()

@@ -228,6 +228,8 @@ def test_no_request_fails_while_servers_are_reloaded_and_restarted(
         for server in [*running.values()] * 2:
             server.process.send_signal(signal.SIGHUP)
             server.wait_for("reloaded")
+        for name in SERVERS:  # 5 requests each, of which the other load makes as many
+            proxy.until(name, "stot", lambda count: int(count) > 20)
         assert_no_request_failed(staying.end())
 
         for name, address in SERVERS.items():
