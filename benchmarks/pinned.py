@@ -18,10 +18,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from environment import LOADER_CORE, SERVER_CORE
+
+from nbnet.machine import die_with_parent
 
 TICKS = os.sysconf("SC_CLK_TCK")
 START_WITHIN = 30.0
@@ -61,6 +64,8 @@ def running(command: str | Sequence[str], port: int) -> Iterator[int]:
             ],
             stdout=subprocess.DEVNULL,
             stderr=said,
+            # A benchmark that is killed leaves no server behind.
+            preexec_fn=partial(die_with_parent, os.getpid()),  # noqa: PLW1509
         )
         try:
             deadline = time.monotonic() + START_WITHIN
