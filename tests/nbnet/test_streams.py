@@ -6,6 +6,7 @@ import contextlib
 import errno
 import io
 import os
+import select
 import sys
 import threading
 from collections.abc import Iterator
@@ -47,7 +48,19 @@ def test_what_cannot_be_written_is_lost_and_all_else_is_not(full: TextIO) -> Non
         print("lost", file=stream)  # the reader is gone
 
 
-def test_a_stream_that_does_not_wait_is_waited_for() -> None:
+def test_a_stream_that_does_not_wait_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting, poll = threading.Event(), select.poll
+
+    class Announced:
+        def __init__(self) -> None:
+            self._poll = poll()
+            self.register = self._poll.register
+
+        def poll(self) -> None:
+            waiting.set()
+            self._poll.poll()
+
+    monkeypatch.setattr(select, "poll", Announced)
     reader, writer = pipe()
     with reader, writer:
         os.set_blocking(writer.fileno(), False)
@@ -58,6 +71,7 @@ def test_a_stream_that_does_not_wait_is_waited_for() -> None:
         stream = streams.lossy(writer)
         telling = threading.Thread(target=lambda: print("told", file=stream))
         telling.start()
+        assert waiting.wait(20)
         assert reader.read(filled) == "x" * filled
         assert reader.readline() == "told\n"
         telling.join()
