@@ -192,3 +192,14 @@ def test_a_reset_while_sending_leaves_what_came_before_it_and_ends_it() -> None:
     assert not world.peer.pull()
     world.peer.half_close()
     world.peer.close()
+
+
+def test_an_end_before_all_replies_is_a_fault() -> None:
+    ending = FakeSocket()
+    ending.data = [b""]
+    world = World(ending)
+    world.go(world.peer.connect())
+    world.peer.replies.ask(messages([b"abc"], "reverse"))
+    with pytest.raises(Fault, match=r"^EOF after "):
+        world.go(world.peer.answered())
+    world.peer.close()
